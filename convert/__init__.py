@@ -1,0 +1,1 @@
+"""Hugging Face weights to MLX; installed as `flash_mlx.convert`."""

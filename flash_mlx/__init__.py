@@ -1,0 +1,89 @@
+"""flash-mlx: vision-language models that answer faster and say the same.
+
+A fast BLAS is bound first (see `flash_mlx.blas`), because that works only before `mlx.core` is
+imported. Everything else is imported when it is first asked for, so `import flash_mlx` costs
+milliseconds.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from flash_mlx import blas
+
+blas.bind()
+
+if TYPE_CHECKING:
+    from flash_mlx.accept import Acceptance
+    from flash_mlx.decode import Drafter, NoDrafter, Output, Round, Target
+    from flash_mlx.generate import GenerationResponse, Model, generate, load, stream_generate
+    from flash_mlx.prompt import Prompt
+    from flash_mlx.sampling import Sampler
+    from flash_mlx.stats import GenerationStats
+    from flash_mlx.tree import DraftTree, Topology
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "generate",
+    "generate": "generate",
+    "stream_generate": "generate",
+    "Model": "generate",
+    "GenerationResponse": "generate",
+    "GenerationStats": "stats",
+    "Target": "decode",
+    "Drafter": "decode",
+    "NoDrafter": "decode",
+    "Output": "decode",
+    "Round": "decode",
+    "Acceptance": "accept",
+    "Sampler": "sampling",
+    "Prompt": "prompt",
+    "DraftTree": "tree",
+    "Topology": "tree",
+}
+
+__all__ = [
+    "Acceptance",
+    "DraftTree",
+    "Drafter",
+    "GenerationResponse",
+    "GenerationStats",
+    "Model",
+    "NoDrafter",
+    "Output",
+    "Prompt",
+    "Round",
+    "Sampler",
+    "Target",
+    "Topology",
+    "generate",
+    "load",
+    "stream_generate",
+]
+
+
+class _Package(ModuleType):
+    """This package. `flash_mlx.generate` is the function, though its module has that name too."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # The import system sets each submodule here once it is loaded.
+        if name == "generate" and isinstance(value, ModuleType):
+            value = value.generate
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flash_mlx' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"flash_mlx.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})
