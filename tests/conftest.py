@@ -1,0 +1,18 @@
+"""Fixtures for every test."""
+
+from pathlib import Path
+
+import pytest
+from tiny import build_llava, build_qwen
+
+
+@pytest.fixture(scope="session")
+def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LLaVA-1.5 checkpoint with random weights (a folder; do not change it)."""
+    return build_llava(tmp_path_factory.mktemp("tiny") / "tiny-llava")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Qwen2.5-VL checkpoint with random weights (a folder; do not change it)."""
+    return build_qwen(tmp_path_factory.mktemp("tiny") / "tiny-qwen2.5-vl")
