@@ -1,8 +1,12 @@
 """Fixtures for every test."""
 
+import flash_mlx  # noqa: F401  binds the BLAS, which works only before mlx.core is imported
+
+# isort: split
 from pathlib import Path
 
 import pytest
+
 from tiny import build_llava, build_qwen
 
 

@@ -9,12 +9,14 @@ here for a checkpoint that differs from them.
 Shapes: D = 64 hidden size, V = vocabulary of about 400 byte-level BPE tokens.
 """
 
+import flash_mlx  # noqa: F401  binds the BLAS, which works only before mlx.core is imported
+
+# isort: split
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flash_mlx  # noqa: F401  binds the BLAS before mlx.core
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
