@@ -1,0 +1,256 @@
+"""The decode loop, and what it asks of a target, a drafter and a cache.
+
+A round: the drafter proposes a tree, the target reads it in one pass, what the target would have
+said is kept, the rest is dropped. The root of every tree is the newest token, emitted but not yet
+read, so a tree of the root alone is plain decoding and needs no loop of its own.
+
+Shapes:
+    T: prompt rows.    N: rows of the draft tree.    A: rows accepted, the root included.
+    R: rows of any number.    D: hidden size.    V: vocabulary.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import mlx.core as mx
+
+from flash_mlx.accept import Verdict, accept, judge
+from flash_mlx.prompt import Prompt
+from flash_mlx.sampling import Sampler
+from flash_mlx.tree import DraftTree, Topology
+
+State = TypeVar("State")
+
+ROOT_ALONE = Topology.chain(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What a pass of the target returns.
+
+    Attributes:
+        logits: [R, V] of a float type; row i is about the token after row i.
+        hidden: [R, D]; the LM head's input at row i, after the final norm.
+    """
+
+    logits: mx.array
+    hidden: mx.array
+
+
+class Cache(Protocol):
+    """The target's memory of one sequence. It knows only committed rows; others come and go."""
+
+    @property
+    def length(self) -> int:
+        """Rows committed."""
+        ...
+
+    def commit(self, rows: Sequence[int]) -> None:
+        """Keep these rows of the tree verified last, in this order, and drop the others.
+
+        Args:
+            rows: Ascending path from the root; `rows[0] == 0`.
+        """
+        ...
+
+
+class Target(Protocol):
+    """The model whose text is reproduced. A pass is lazy: no method waits for the device."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        ...
+
+    @property
+    def max_context(self) -> int | None:
+        """Rows that its cache may hold; None: no limit."""
+        ...
+
+    def make_cache(self) -> Cache:
+        """Return the cache of a new sequence."""
+        ...
+
+    def prefill(self, prompt: Prompt, cache: Cache) -> Output:
+        """Read the prompt and commit its T rows.
+
+        Returns:
+            Logits [1, V] of the last row only; hidden [T, D] of all rows.
+        """
+        ...
+
+    def verify(self, tree: DraftTree, cache: Cache) -> Output:
+        """Read a tree after the committed rows. Its rows stay provisional until `cache.commit`.
+
+        A second call without a commit in between replaces the rows of the first.
+
+        Returns:
+            Logits [N, V] and hidden [N, D]; row i has read the prefix, row i and its ancestors.
+        """
+        ...
+
+    def embed(self, tokens: mx.array) -> mx.array:
+        """Return [R, D], the embeddings of ids [R] as the target's own layers receive them."""
+        ...
+
+    def lm_head(self, hidden: mx.array) -> mx.array:
+        """Return logits [R, V] of `hidden` [R, D]."""
+        ...
+
+
+class Drafter(Protocol[State]):
+    """Proposes trees. Its state is a value that the loop hands back, so nothing is undone."""
+
+    def prefill(self, prompt: Prompt, hidden: mx.array, root: int) -> State:
+        """Return the state after the prompt.
+
+        Args:
+            prompt: What the target read.
+            hidden: [T, D] the target's, all prompt rows.
+            root: The first token, which follows row T - 1.
+        """
+        ...
+
+    def draft(self, root: int, state: State, sampler: Sampler, key: mx.array) -> DraftTree:
+        """Propose a tree whose row 0 is `root`. Lazy: no wait for the device.
+
+        Args:
+            root: Newest token.
+            state: From `prefill` or `extend`.
+            sampler: How the target's tokens are chosen. Only a speed matter: any draft is safe.
+            key: PRNG key of this round, used for nothing else.
+        """
+        ...
+
+    def extend(self, hidden: mx.array, tokens: tuple[int, ...], state: State) -> State:
+        """Return the state after a round.
+
+        Args:
+            hidden: [A, D] the target's, at the accepted rows, root first.
+            tokens: [A] ids; `tokens[i]` follows row i, and the last one is the next root.
+            state: The state that the round's tree was drafted from.
+        """
+        ...
+
+
+class NoDrafter:
+    """Drafts nothing: plain decoding."""
+
+    def prefill(self, prompt: Prompt, hidden: mx.array, root: int) -> None:
+        """Need no state."""
+
+    def draft(self, root: int, state: None, sampler: Sampler, key: mx.array) -> DraftTree:
+        """Return the root alone."""
+        return DraftTree(ROOT_ALONE, mx.array([root], dtype=mx.int32), lookahead=True)
+
+    def extend(self, hidden: mx.array, tokens: tuple[int, ...], state: None) -> None:
+        """Need no state."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one pass of the target brought.
+
+    Attributes:
+        tokens: New ids, one or more. Nothing follows a stop token.
+        num_drafted: Drafts that the target read.
+        num_accepted: Drafts among `tokens`.
+    """
+
+    tokens: tuple[int, ...]
+    num_drafted: int
+    num_accepted: int
+
+
+def decode(
+    target: Target,
+    drafter: Drafter[State],
+    prompt: Prompt,
+    *,
+    sampler: Sampler,
+    key: mx.array,
+    max_tokens: int,
+    stop_ids: Collection[int],
+) -> Iterator[Round]:
+    """Yield the target's continuation of a prompt, round by round.
+
+    The first round is the prefill's own token. The text ends with the first stop token, after
+    `max_tokens`, or when the next token would not fit in the target's context. It is the one that
+    plain decoding gives: the same ids if greedy, the same law if not.
+
+    Args:
+        target: The model whose text this is.
+        drafter: Proposes what the target may say next.
+        prompt: What to continue.
+        sampler: How tokens are chosen from the target's logits.
+        key: PRNG key; the same key, the same text.
+        max_tokens: Most tokens to emit, the stop token included.
+        stop_ids: Ids that end the text; the one that does is still emitted.
+
+    Raises:
+        ValueError: If `max_tokens` is below 1 or the prompt is longer than the context.
+    """
+    limit = sys.maxsize if target.max_context is None else target.max_context
+    if max_tokens < 1:
+        raise ValueError(f"The number of tokens to generate must be 1 or more; got {max_tokens}.")
+    if len(prompt) > limit:
+        raise ValueError(
+            f"The prompt must fit in the model's context of {limit} tokens; it has {len(prompt)}, "
+            f"{prompt.num_visual_tokens} of them from images. Shorten it or use smaller images."
+        )
+    key, subkey = mx.random.split(key)
+    cache = target.make_cache()
+    out = target.prefill(prompt, cache)
+    last = DraftTree(ROOT_ALONE, mx.array(prompt.tokens[-1:], dtype=mx.int32))
+    (root,) = accept(last, out.logits, sampler, subkey).tokens
+    yield Round((root,), num_drafted=0, num_accepted=0)
+
+    state = drafter.prefill(prompt, out.hidden, root)
+    left = max_tokens - 1
+    ahead: Output | None = None
+    while left > 0 and root not in stop_ids and cache.length < limit:
+        key, draft_key, accept_key = mx.random.split(key, 3)
+        tree = drafter.draft(root, state, sampler, draft_key).head(limit - cache.length)
+        mx.async_eval(tree.tokens)  # the device drafts while the host prepares the pass
+        out = ahead if ahead is not None and len(tree) == 1 else target.verify(tree, cache)
+        verdict = judge(tree, out.logits, sampler, accept_key)
+        ahead = None
+        if len(tree) == 1 and tree.lookahead and left > 1 and cache.length + 1 < limit:
+            ahead = _read_ahead(target, verdict, cache)
+        accepted = verdict.walk()
+        if ahead is None:
+            cache.commit(accepted.rows)
+        state = drafter.extend(out.hidden[mx.array(accepted.rows)], accepted.tokens, state)
+
+        tokens = _until_stop(accepted.tokens[:left], stop_ids)
+        # A stop token or the end of the budget may cut the target's own last token off.
+        num_accepted = min(len(accepted.rows) - 1, len(tokens))
+        yield Round(tokens, num_drafted=len(tree) - 1, num_accepted=num_accepted)
+        root, left = tokens[-1], left - len(tokens)
+
+
+def _read_ahead(target: Target, verdict: Verdict, cache: Cache) -> Output:
+    """Launch the pass over the token after a root alone, before the host knows that token.
+
+    Nothing can be rejected of a root alone, so it is committed at once. If the text turns out to
+    end there, the pass was for nothing, and its row stays provisional.
+    """
+    cache.commit((0,))
+    out = target.verify(DraftTree(ROOT_ALONE, verdict.next_tokens), cache)
+    mx.async_eval(out.logits)
+    return out
+
+
+def _until_stop(tokens: tuple[int, ...], stop_ids: Collection[int]) -> tuple[int, ...]:
+    """Return the tokens up to and including the first stop token."""
+    end = next((i for i, token in enumerate(tokens, start=1) if token in stop_ids), len(tokens))
+    return tokens[:end]

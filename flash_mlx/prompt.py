@@ -1,0 +1,54 @@
+"""What the target reads before it speaks: token ids, where images stand, and their arrays.
+
+Shapes:
+    T: rows of the prompt, each image placeholder already expanded to its visual tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """One conversation turn, ready for the target.
+
+    Attributes:
+        tokens: [T] ids on the host; an image's placeholder is repeated once for each of its rows.
+        image_spans: Half-open row range `(start, stop)` of each image's visual tokens, in order.
+            Two images may touch; their ranges stay separate.
+        inputs: The processor's arrays besides the ids (`pixel_values`, `image_grid_thw`,
+            `attention_mask`, ...); empty for text.
+
+    Raises:
+        ValueError: If there is no token, or a span is empty, out of order or out of the prompt.
+    """
+
+    tokens: tuple[int, ...]
+    image_spans: tuple[tuple[int, int], ...] = ()
+    inputs: Mapping[str, mx.array] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check that there is something to read and that the spans lie in it, in order."""
+        if not self.tokens:
+            raise ValueError("A prompt must hold at least one token, and this one is empty.")
+        end = 0
+        for start, stop in self.image_spans:
+            if not end <= start < stop <= len(self.tokens):
+                raise ValueError(
+                    f"Image spans must be non-empty, in order and inside the prompt's "
+                    f"{len(self.tokens)} rows; got {self.image_spans}."
+                )
+            end = stop
+
+    def __len__(self) -> int:
+        """Return T."""
+        return len(self.tokens)
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Rows that hold an image."""
+        return sum(stop - start for start, stop in self.image_spans)

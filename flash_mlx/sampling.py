@@ -1,0 +1,130 @@
+"""From logits to the law that tokens are drawn from.
+
+The *processed* law is what users ask for with temperature, top-k, top-p and min-p, applied in this
+order, each to what the one before left (as in Hugging Face transformers and vLLM). Speculative
+decoding preserves exactly this law, so every place that needs p asks `Sampler.probs`.
+
+Shapes:
+    V: vocabulary.    ...: any leading axes, each row on its own.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: Divides the logits; 0 takes the most likely token (greedy).
+        top_p: Keeps the most likely tokens up to and including the one at which their sum
+            reaches this share; 1 keeps all.
+        top_k: Keeps the k most likely tokens; 0 keeps all.
+        min_p: Keeps tokens at least this share as likely as the most likely one; 0 keeps all.
+
+    Tokens as likely as the last one kept are kept too, so the law does not depend on the order
+    of ids.
+
+    Raises:
+        ValueError: If a value is out of its range.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ValueError(f"The temperature must be 0 or more; got {self.temperature}.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"Top-p must be above 0 and at most 1 (1 keeps all tokens); got {self.top_p}."
+            )
+        if self.top_k != int(self.top_k) or self.top_k < 0:
+            raise ValueError(
+                f"Top-k must be a whole number, 0 or more (0 keeps all tokens); got {self.top_k}."
+            )
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(
+                f"Min-p must be between 0 and 1 (0 keeps all tokens); got {self.min_p}."
+            )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature == 0
+
+    def probs(self, logits: mx.array) -> mx.array:
+        """Return the processed law.
+
+        Args:
+            logits: [..., V] the model's, of any float type.
+
+        Returns:
+            [..., V] float32; each row sums to 1. Greedy: 1 at the largest logit (the lowest id
+            among equals), 0 elsewhere.
+        """
+        if self.greedy:
+            best = mx.argmax(logits, axis=-1, keepdims=True)
+            return (mx.arange(logits.shape[-1]) == best).astype(mx.float32)
+        logits = logits.astype(mx.float32)
+        # The maximum goes first and the divisor stays above 0, so no temperature overflows.
+        logits = logits - logits.max(axis=-1, keepdims=True)
+        probs = mx.softmax(logits / max(self.temperature, 1e-30), axis=-1)
+        if 0 < self.top_k < logits.shape[-1] or self.top_p < 1:
+            ascending = mx.sort(probs, axis=-1)
+            probs = mx.where(probs < self._least_kept(ascending), 0.0, probs)
+        if self.min_p > 0:
+            probs = mx.where(probs < self.min_p * probs.max(axis=-1, keepdims=True), 0.0, probs)
+        return probs / probs.sum(axis=-1, keepdims=True)
+
+    def _least_kept(self, ascending: mx.array) -> mx.array:
+        """Return [..., 1], the smallest probability that top-k and top-p keep.
+
+        Args:
+            ascending: [..., V] probabilities in ascending order.
+        """
+        if 0 < self.top_k < ascending.shape[-1]:
+            ascending = ascending[..., -self.top_k :]
+        if self.top_p == 1:
+            return ascending[..., :1]
+        # A token stays if those above it have not reached the share yet: the one that crosses
+        # stays. The share is of what top-k left.
+        above = mx.cumsum(ascending, axis=-1, reverse=True, inclusive=False)
+        share = self.top_p * ascending.sum(axis=-1, keepdims=True)
+        dropped = (above >= share).sum(axis=-1, keepdims=True)
+        return mx.take_along_axis(ascending, dropped, axis=-1)
+
+    def sample(self, logits: mx.array, key: mx.array) -> mx.array:
+        """Draw one token a row from the processed law.
+
+        Args:
+            logits: [..., V] the model's.
+            key: PRNG key; not used if greedy.
+
+        Returns:
+            [...] int32.
+        """
+        if self.greedy:
+            return mx.argmax(logits, axis=-1).astype(mx.int32)
+        return draw(self.probs(logits), key)
+
+
+def draw(probs: mx.array, key: mx.array) -> mx.array:
+    """Draw one token a row.
+
+    Args:
+        probs: [..., V] float32, 0 or more; rows need not sum to 1.
+        key: PRNG key.
+
+    Returns:
+        [...] int32.
+    """
+    return mx.random.categorical(mx.log(probs), axis=-1, key=key).astype(mx.int32)
