@@ -78,10 +78,10 @@ def bind() -> BlasInfo:
     if sys.platform != "linux":
         return BlasInfo(False, "the system's", None, None, "only MLX's Linux wheel needs another")
     setting = os.environ.get(VARIABLE, "").strip()
-    if "mlx.core" in sys.modules:
-        return _too_late()
     if setting == "off":
         return _not_bound(f"{VARIABLE}=off")
+    if "mlx.core" in sys.modules:
+        return _too_late()
     already = _global_blas()
     if already is not None:
         return _describe(already, "it was loaded globally before Python's imports (LD_PRELOAD)")

@@ -1,0 +1,203 @@
+"""`flash-mlx generate`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from flash_mlx.cli.options import ListOptions, at_least, between
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from flash_mlx.generate import GenerationResponse, Model
+
+DEFAULT_PROMPT = "Describe this image in detail."
+INTERRUPTED = 130
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def model_options(command: Command) -> Command:
+    """Options that choose the target and its drafter."""
+    for option in (
+        click.option(
+            "--draft-block-size",
+            "--num-draft-tokens",
+            type=int,
+            metavar="K",
+            callback=at_least(1),
+            help="Tokens drafted in one pass; default: the drafter's own.",
+        ),
+        click.option(
+            "--draft-model",
+            default="auto",
+            show_default=True,
+            metavar="NAME",
+            help="Drafter: a folder, a hub id, none (plain decoding), or auto.",
+        ),
+        click.option(
+            "--model",
+            default="demo",
+            show_default=True,
+            metavar="NAME",
+            help="Target: a folder, a hub id, or the bundled demo.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def sampling_options(command: Command) -> Command:
+    """Options that choose how tokens are drawn; unset ones follow generation_config.json."""
+    for option in (
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**63 - 1),
+            default=0,
+            show_default=True,
+            help="Of the random numbers; the same seed gives the same text.",
+        ),
+        click.option(
+            "--min-p",
+            type=float,
+            callback=between(0, 1),
+            help="Keep tokens at least this share as likely as the best.",
+        ),
+        click.option(
+            "--top-k", type=int, callback=at_least(0), help="Keep the k best tokens; 0: all."
+        ),
+        click.option(
+            "--top-p",
+            type=float,
+            callback=between(0, 1, open_low=True),
+            help="Keep the best tokens up to this total probability.",
+        ),
+        click.option(
+            "--temperature",
+            "--temp",
+            type=float,
+            callback=at_least(0),
+            help="0 takes the most likely token.",
+        ),
+        click.option(
+            "--max-tokens",
+            type=int,
+            default=2048,
+            show_default=True,
+            callback=at_least(1),
+            help="Most tokens to generate.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("generate", cls=ListOptions)
+@model_options
+@click.option("--image", multiple=True, metavar="FILE...", help="Pictures, one or more.")
+@click.option("--prompt", help=f"What to say; - reads stdin.  [default: {DEFAULT_PROMPT}]")
+@click.option("--system", help="System message.")
+@sampling_options
+@click.option("--verbose/--no-verbose", default=True, help="Statistics on stderr; default: on.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+def command(
+    model: str,
+    draft_model: str,
+    draft_block_size: int | None,
+    image: tuple[str, ...],
+    prompt: str | None,
+    system: str | None,
+    verbose: bool,
+    as_json: bool,
+    max_tokens: int,
+    **sampling: Any,
+) -> int:
+    """Say what a picture shows, or anything else about pictures and text.
+
+    Text streams to stdout, statistics go to stderr.
+    """
+    text = _read_prompt(prompt, has_image=bool(image))
+    from flash_mlx.generate import load, stream_generate
+    from flash_mlx.processing import load_image
+
+    images: list[Image.Image] = [load_image(file) for file in image]  # before the model: fails soon
+    loaded = load(model, draft_model, draft_block_size=draft_block_size)
+    for line in _notices(loaded, draft_model):
+        click.echo(line, err=True)
+    responses = stream_generate(
+        loaded, text, images, system=system, max_tokens=max_tokens, **sampling
+    )
+    last, interrupted = _print_stream(responses, stream=not as_json)
+    if last is not None and as_json:
+        click.echo(json.dumps(_as_json(loaded, last, interrupted=interrupted)))
+    elif last is not None and verbose:
+        click.echo(_statistics(loaded, last), err=True)
+    return INTERRUPTED if interrupted else 0
+
+
+def _read_prompt(prompt: str | None, *, has_image: bool) -> str:
+    """The prompt's text, from the option, stdin or the default.
+
+    Raises:
+        UsageError: There is none.
+    """
+    if prompt is None:
+        if not has_image:
+            raise click.UsageError("There must be something to answer; give --image or --prompt.")
+        return DEFAULT_PROMPT
+    if prompt == "-":
+        prompt = _read_stdin()
+    if not prompt.strip():
+        raise click.UsageError("The prompt must hold text, and this one is empty.")
+    return prompt
+
+
+def _read_stdin() -> str:
+    if sys.stdin is None:
+        return ""
+    try:
+        return sys.stdin.buffer.read().decode("utf-8").rstrip("\r\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"A prompt on stdin must be UTF-8 text; {error}.") from error
+
+
+def _notices(model: Model, draft_model: str) -> Iterator[str]:
+    if model.is_demo:
+        yield (
+            "Using the bundled demo model: it is for trying flash-mlx and only knows drawn scenes. "
+            "Choose another with --model."
+        )
+    if draft_model == "auto" and model.drafter is None:
+        yield (
+            f"No drafter is known for {model.name}, so this is plain decoding. "
+            "Name one with --draft-model."
+        )
+
+
+def _print_stream(
+    responses: Iterator[GenerationResponse], *, stream: bool
+) -> tuple[GenerationResponse | None, bool]:
+    """Print pieces of text as they come.
+
+    Returns:
+        The whole answer so far, None if it has not begun; and whether the user interrupted it.
+    """
+    last: GenerationResponse | None = None
+    interrupted = False
+    try:
+        for response in responses:
+            last = response
+            if stream:
+                sys.stdout.write(response.text)
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        interrupted = True
+    if stream and last is not None:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    return last, interrupted
