@@ -148,7 +148,7 @@ class NoDrafter:
     def prefill(self, prompt: Prompt, hidden: mx.array, root: int) -> None:
         """Need no state."""
 
-    def draft(self, root: int, state: None, sampler: Sampler, key: mx.array) -> DraftTree:
+    def draft(self, root: int, state: None, sampler: Sampler, key: mx.array) -> DraftTree:  # noqa: ARG002
         """Return the root alone."""
         return DraftTree(ROOT_ALONE, mx.array([root], dtype=mx.int32), lookahead=True)
 
