@@ -1,0 +1,274 @@
+"""Drafting a block of tokens from one pass over the newest row.
+
+The drafter reads the compressed sequence as an ordinary causal transformer reads text: rows are
+appended to a key/value cache, and the k slots of the newest row are k more rows behind it, at
+consecutive rotary positions. Slots 1 to k - 1 are provisional, because later rows may see slot 0
+only: the next pass writes over them. So nothing is ever taken back.
+
+The pass belongs to `extend`, which knows the new rows; as MLX is lazy, it runs only if a draft is
+asked for, together with the target's own pass.
+
+Shapes:
+    T: rows of the prompt.    A: rows accepted in a round.    R: rows of a pass, A - 1 + k.
+    S: entries of the cache.    k: slots drafted.    D: hidden size.    V: vocabulary.
+    H: heads.    Dh: width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from flash_mlx.draft.layout import Layout
+from flash_mlx.draft.model import FlashModel, pool, swiglu
+from flash_mlx.prompt import Prompt
+from flash_mlx.sampling import Sampler, draw
+from flash_mlx.tree import DraftTree, Topology
+
+GROWTH = 256  # entries by which the cache grows: rarely, and not by much more than is needed
+
+
+@dataclass(frozen=True, eq=False)
+class FlashState:
+    """What the drafter remembers of a text; a value, never changed.
+
+    Attributes:
+        keys: [1, H, capacity, Dh] rotated keys of slot 0; entries from `length` on are scratch.
+        values: [1, H, capacity, Dh] likewise.
+        length: S, rows of the compressed sequence read so far.
+        slots: [k, D] the LM head's inputs; row i is for the token i + 1 places after the root.
+    """
+
+    keys: mx.array
+    values: mx.array
+    length: int
+    slots: mx.array
+
+
+class FlashDrafter:
+    """Drafts with a FlashModel; implements `decode.Drafter[FlashState]`.
+
+    The model's weights are read once, here: train first, then make a drafter.
+
+    Args:
+        model: The drafter's weights.
+        embed: The target's embedding, [R] ids -> [R, D].
+        lm_head: The target's LM head, [R, D] -> [R, V].
+        block_size: k, tokens to draft; the model's own if None, and at most that.
+
+    Raises:
+        ValueError: If the model does not have that many slots.
+    """
+
+    def __init__(
+        self,
+        model: FlashModel,
+        embed: Callable[[mx.array], mx.array],
+        lm_head: Callable[[mx.array], mx.array],
+        block_size: int | None = None,
+    ) -> None:
+        """Join the weights that read the same rows."""
+        config, block = model.config, model.layers
+        block_size = config.block_size if block_size is None else block_size
+        if not 1 <= block_size <= config.block_size:
+            raise ValueError(
+                f"This drafter drafts 1 to {config.block_size} tokens in a pass; "
+                f"got a block size of {block_size}."
+            )
+        self.model = model
+        self.block_size = block_size
+        self._embed, self._lm_head = embed, lm_head
+        self._topology = Topology.chain(block_size)
+        self._slots = block.slot_embeddings[:block_size]
+        self._gate = model.residual_gate[:block_size, None]
+        self._fusion = _Joined(model.fc_gate, model.fc_up)
+        self._qkv = _Joined(block.q_proj, block.k_proj, block.v_proj)
+        self._gate_up = _Joined(block.gate_proj, block.up_proj)
+        mx.eval(
+            self._slots, self._gate, self._fusion.arrays, self._qkv.arrays, self._gate_up.arrays
+        )
+
+    def prefill(self, prompt: Prompt, hidden: mx.array, root: int) -> FlashState:
+        """Read the prompt and the first token after it.
+
+        Args:
+            prompt: T rows.
+            hidden: [T, D] the target's, row t at prompt row t.
+            root: The token that follows the prompt.
+
+        Raises:
+            ValueError: If `hidden` is not one row of D for each row of the prompt.
+        """
+        self._check(hidden, len(prompt))
+        config = self.model.config
+        hidden = hidden.astype(self._slots.dtype)
+        layout = Layout.of(len(prompt), prompt.image_spans, config.num_latents)
+        followers = (*prompt.tokens[1:], root)
+        followers = tuple(followers[row] for row in layout.text_rows)
+        text = hidden[mx.array(layout.text_rows)] if prompt.image_spans else hidden
+        entries = self._fuse(followers, text)
+        if layout.num_raw and not config.fuse_pre_image:
+            entries = mx.concatenate([text[: layout.num_raw], entries[layout.num_raw :]])
+        if prompt.image_spans:
+            latents = [pool(self.model.A, hidden[a:b]) for a, b in prompt.image_spans]
+            entries = mx.concatenate([entries, *latents])[mx.array(layout.order)]
+        empty = mx.zeros((1, config.num_heads, 0, config.head_dim), dtype=hidden.dtype)
+        return self._read(entries, hidden[-1:], FlashState(empty, empty, 0, hidden[:0]))
+
+    def extend(self, hidden: mx.array, tokens: tuple[int, ...], state: FlashState) -> FlashState:
+        """Read the rows that the target accepted.
+
+        Args:
+            hidden: [A, D] the target's, root first.
+            tokens: [A] the token that follows each of these rows; the last is the new root.
+            state: The state that the round began with; it stays valid.
+
+        Raises:
+            ValueError: If `hidden` is not one row of D for each token.
+        """
+        self._check(hidden, len(tokens))
+        hidden = hidden.astype(self._slots.dtype)
+        return self._read(self._fuse(tokens, hidden), hidden[-1:], state)
+
+    def draft(self, root: int, state: FlashState, sampler: Sampler, key: mx.array) -> DraftTree:
+        """Return a chain of `block_size` drafts; nothing is evaluated.
+
+        Args:
+            root: The token that the drafts follow.
+            state: What `prefill` or `extend` returned when they read `root`.
+            sampler: Greedy: drafts are the most likely tokens. Else each slot is drawn from its
+                processed law, which the tree then holds.
+            key: PRNG key; not used if greedy.
+        """
+        if self.model.config.markov_rank or self.model.config.hydra_size:
+            tokens, laws = self._draft_in_turn(state.slots, sampler, key)
+        else:
+            tokens, laws = _choose(self._lm_head(state.slots), sampler, key)
+        tokens = mx.concatenate([mx.array([root], mx.int32), tokens])
+        if laws is not None:  # the last draft has no children, so its row is not read
+            laws = mx.concatenate([laws, mx.zeros_like(laws[:1])])
+        return DraftTree(self._topology, tokens, laws)
+
+    def _draft_in_turn(
+        self, slots: mx.array, sampler: Sampler, key: mx.array
+    ) -> tuple[mx.array, mx.array | None]:
+        """Choose slot by slot, each corrected by the tokens chosen before it: [k], [k, V]."""
+        model = self.model
+        tokens: list[mx.array] = []
+        laws: list[mx.array | None] = []
+        by_hydra, by_markov = model.config.hydra_size > 0, model.config.markov_rank > 0
+        plain = slots if by_hydra else self._lm_head(slots)
+        keys = [key] * self.block_size if sampler.greedy else mx.random.split(key, self.block_size)
+        said = mx.zeros_like(slots[:1])
+        for slot in range(self.block_size):
+            row = plain[slot : slot + 1]
+            if by_hydra:
+                row = row + model.hydra(slot, said, row) if slot else row
+                row = self._lm_head(row)
+            if by_markov and slot:
+                row = row + model.markov(tokens[-1])
+            token, law = _choose(row, sampler, keys[slot])
+            if by_hydra and slot + 1 < self.block_size:
+                said = said + self._embed(token).astype(said.dtype)
+            tokens.append(token)
+            laws.append(law)
+        drawn = [law for law in laws if law is not None]
+        return mx.concatenate(tokens), mx.concatenate(drawn) if drawn else None
+
+    def _fuse(self, followers: tuple[int, ...], hidden: mx.array) -> mx.array:
+        """Return z, [A, D], of rows with these hidden states and following tokens."""
+        embedding = self._embed(mx.array(followers, dtype=mx.int32)).astype(hidden.dtype)
+        gate, up = mx.split(self._fusion(self.model.pair(embedding, hidden)), 2, axis=-1)
+        return swiglu(gate, up)
+
+    def _read(self, entries: mx.array, hidden: mx.array, state: FlashState) -> FlashState:
+        """Append entries to the cache and compute the slots of the last one.
+
+        Args:
+            entries: [A, D] of the compressed sequence, not yet with a slot's embedding.
+            hidden: [1, D] the target's at the last entry.
+            state: Its `length` entries are read, its slots are not.
+        """
+        config, block = self.model.config, self.model.layers
+        num_new, num_slots = entries.shape[0], self.block_size
+        rows = entries[-1:] + self._slots
+        latest = rows
+        if num_new > 1:
+            rows = mx.concatenate([entries[:-1] + self._slots[:1], rows])
+
+        # [R, 3 * H * Dh] -> [1, 3 * H, R, Dh]; queries and keys are rotated together.
+        joined = self._qkv(block.input_layernorm(rows))
+        joined = joined.reshape(1, rows.shape[0], -1, config.head_dim).swapaxes(1, 2)
+        start, heads = state.length, config.num_heads
+        turned = mx.fast.rope(
+            joined[:, : 2 * heads],
+            config.head_dim,
+            traditional=False,
+            base=config.rope_base,
+            scale=1,
+            offset=start,
+        )
+        end = start + rows.shape[0]
+        keys = _write(state.keys, turned[:, heads:], start)
+        values = _write(state.values, joined[:, 2 * heads :], start)
+        attended = mx.fast.scaled_dot_product_attention(
+            turned[:, :heads, num_new - 1 :],
+            keys[:, :, :end],
+            values[:, :, :end],
+            scale=config.head_dim**-0.5,
+            mask="causal",
+        )
+        attended = attended.swapaxes(1, 2).reshape(num_slots, -1)
+
+        latest = latest + block.o_proj(attended)
+        gate, up = mx.split(self._gate_up(block.post_attn_layernorm(latest)), 2, axis=-1)
+        latest = latest + block.down_proj(swiglu(gate, up))
+        return FlashState(keys, values, start + num_new, latest + self._gate * hidden)
+
+    def _check(self, hidden: mx.array, num_rows: int) -> None:
+        """Require one hidden row of the right width for each row read."""
+        expected = (num_rows, self.model.config.hidden_size)
+        if hidden.shape != expected or num_rows == 0:
+            raise ValueError(
+                f"The drafter needs the target's hidden states of shape {expected}, one row for "
+                f"each row read and at least one; got {hidden.shape}."
+            )
+
+
+class _Joined:
+    """Linear layers that read the same rows, as one."""
+
+    def __init__(self, *layers: nn.Linear) -> None:
+        """Put the weights above each other."""
+        self.arrays = [mx.concatenate([layer.weight for layer in layers])]
+        if "bias" in layers[0]:
+            self.arrays.append(mx.concatenate([layer.bias for layer in layers]))
+
+    def __call__(self, rows: mx.array) -> mx.array:
+        """Return the layers' outputs side by side."""
+        weight, *bias = self.arrays
+        return mx.addmm(bias[0], rows, weight.T) if bias else rows @ weight.T
+
+
+def _choose(logits: mx.array, sampler: Sampler, key: mx.array) -> tuple[mx.array, mx.array | None]:
+    """Return one token a row, [R] int32, and the laws [R, V] they were drawn from, if drawn."""
+    if sampler.greedy:
+        return mx.argmax(logits, axis=-1).astype(mx.int32), None
+    laws = sampler.probs(logits)
+    return draw(laws, key), laws
+
+
+def _write(buffer: mx.array, rows: mx.array, start: int) -> mx.array:
+    """Return the buffer with rows [1, H, R, Dh] at `start`, larger if need be.
+
+    The given buffer is not changed. When nobody else holds it, MLX reuses its memory.
+    """
+    missing = start + rows.shape[2] - buffer.shape[2]
+    if missing > 0:
+        grown = -(-missing // GROWTH) * GROWTH
+        shape = (*buffer.shape[:2], grown, buffer.shape[3])
+        buffer = mx.concatenate([buffer, mx.zeros(shape, dtype=buffer.dtype)], axis=2)
+    return mx.slice_update(buffer, rows, mx.array([start]), axes=[2])

@@ -1,0 +1,241 @@
+"""The FLASH drafter's network: several tokens from one pass over what the target has computed.
+
+At base row t the drafter knows h_t, the target's hidden there, and token t + 1, which the target
+has emitted. It fuses the two into z_t, repeats z_t in k slots, adds a learned embedding to each
+slot and passes them through one transformer block. Slot i's output, with a share of h_t added, is
+put through the target's own LM head and predicts token t + i + 2. Images enter as M latents,
+pooled from the target's hidden states at the image's rows by learned queries.
+
+Slot (t, i) attends to slot 0 of all earlier rows and to slots j <= i of its own row, at rotary
+positions t and t + i. So what later rows need of row t is one key and one value, those of slot 0.
+
+Shapes:
+    B: sequences.    S: rows of the compressed sequence (see `layout`).    Q: base rows.
+    k: slots.    D: the target's hidden size.    V: vocabulary.    M: latents an image.
+    N: rows of an image.    H: heads.    Dh: width of a head.    F: width of the MLP.
+    ...: any leading axes.
+
+Source: Wang et al., FLASH / SpecFLASH, arXiv 2505.12728, and the weight names of its published
+code; text before the image is fused as well (`fuse_pre_image`), slots are read as predictions of
+token t + i + 2, and no dropout is used.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from flash_mlx.draft.config import FlashConfig
+
+
+@partial(mx.compile, shapeless=True)
+def swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    """Return SiLU(gate) * up, elementwise."""
+    return gate * mx.sigmoid(gate) * up
+
+
+def pool(queries: mx.array, rows: mx.array, mask: mx.array | None = None) -> mx.array:
+    """Compress an image: softmax(queries @ rows^T) @ rows, in float32.
+
+    There is no 1/sqrt(D), so the scores spread widely and need float32.
+
+    Args:
+        queries: [M, D] learned.
+        rows: [..., N, D] the target's hidden at the image's rows.
+        mask: [..., 1, N] float32 added to the scores, -inf at padding; None if there is none.
+
+    Returns:
+        [..., M, D] in the rows' dtype.
+    """
+    wide = rows.astype(mx.float32)
+    scores = queries.astype(mx.float32) @ wide.swapaxes(-1, -2)
+    if mask is not None:
+        scores = scores + mask
+    return (mx.softmax(scores, axis=-1) @ wide).astype(rows.dtype)
+
+
+class SlotBlock(nn.Module):
+    """The transformer block over slots.
+
+    Weights:
+        slot_embeddings [k, D]; input_layernorm, post_attn_layernorm [D];
+        q_proj, k_proj, v_proj [H * Dh, D]; o_proj [D, H * Dh];
+        gate_proj, up_proj [F, D]; down_proj [D, F].
+    """
+
+    def __init__(self, config: FlashConfig) -> None:
+        """Draw initial weights; slot 0 starts without an embedding of its own."""
+        super().__init__()
+        size, width = config.hidden_size, config.num_heads * config.head_dim
+        bias = config.attention_bias
+        later = mx.random.normal((config.block_size - 1, size), scale=0.02)
+        self.slot_embeddings = mx.concatenate([mx.zeros((1, size)), later])
+        self.input_layernorm = nn.RMSNorm(size, config.rms_norm_eps)
+        self.post_attn_layernorm = nn.RMSNorm(size, config.rms_norm_eps)
+        self.q_proj = nn.Linear(size, width, bias=bias)
+        self.k_proj = nn.Linear(size, width, bias=bias)
+        self.v_proj = nn.Linear(size, width, bias=bias)
+        self.o_proj = nn.Linear(width, size, bias=bias)
+        self.gate_proj = nn.Linear(size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, size, bias=False)
+
+    def mlp(self, rows: mx.array) -> mx.array:
+        """Return the MLP's share, [..., D] from [..., D]."""
+        rows = self.post_attn_layernorm(rows)
+        return self.down_proj(swiglu(self.gate_proj(rows), self.up_proj(rows)))
+
+
+class Markov(nn.Module):
+    """Corrects a slot's logits by the token before it, through r dimensions.
+
+    Weights:
+        previous [V, r]: what a token says about its successor; next [V, r]: who listens.
+    """
+
+    def __init__(self, vocab_size: int, rank: int) -> None:
+        """Start without any correction."""
+        super().__init__()
+        self.previous = mx.random.normal((vocab_size, rank), scale=rank**-0.5)
+        self.next = mx.zeros((vocab_size, rank))
+
+    def __call__(self, tokens: mx.array) -> mx.array:
+        """Return [..., V], to be added to the logits of what follows `tokens` [...]."""
+        return self.previous[tokens] @ self.next.T
+
+
+class FlashModel(nn.Module):
+    """The drafter's weights, and its pass over whole sequences for training.
+
+    The target's embedding and LM head are not part of it.
+
+    Weights:
+        A [M, D]; residual_gate [k]; fc_gate, fc_up [D, 2D], whose columns read the embedding
+        first, then the hidden; layers (see SlotBlock); norm_embedding, norm_hidden [D] with
+        `norm_inputs`; markov (see Markov) with `markov_rank`; hydra_projs.i.{0, 2} of slot i + 1
+        [hydra_size, 2D] and [D, hydra_size] with `hydra_size`.
+    """
+
+    def __init__(self, config: FlashConfig) -> None:
+        """Draw initial weights from MLX's global random state (`mx.random.seed`)."""
+        super().__init__()
+        size = config.hidden_size
+        self.config = config
+        self.A = mx.random.normal((config.num_latents, size), scale=0.02)
+        self.residual_gate = mx.ones(config.block_size)
+        self.fc_gate = nn.Linear(2 * size, size, bias=config.fusion_bias)
+        self.fc_up = nn.Linear(2 * size, size, bias=config.fusion_bias)
+        self.layers = SlotBlock(config)
+        if config.norm_inputs:
+            self.norm_embedding = nn.RMSNorm(size, config.rms_norm_eps)
+            self.norm_hidden = nn.RMSNorm(size, config.rms_norm_eps)
+        if config.markov_rank:
+            self.markov = Markov(config.vocab_size, config.markov_rank)
+        if config.hydra_size:
+            self.hydra_projs = [
+                [
+                    nn.Linear(2 * size, config.hydra_size, bias=False),
+                    nn.ReLU(),
+                    nn.Linear(config.hydra_size, size, bias=False),
+                ]
+                for _ in range(config.block_size - 1)
+            ]
+
+    def pair(self, embedding: mx.array, hidden: mx.array) -> mx.array:
+        """Return [..., 2D], the fusion's input: embedding of the next token, then hidden."""
+        if self.config.norm_inputs:
+            embedding, hidden = self.norm_embedding(embedding), self.norm_hidden(hidden)
+        return mx.concatenate([embedding, hidden], axis=-1)
+
+    def fuse(self, embedding: mx.array, hidden: mx.array) -> mx.array:
+        """Return z, [..., D], from the embedding of token t + 1 and the hidden of row t."""
+        pair = self.pair(embedding, hidden)
+        return swiglu(self.fc_gate(pair), self.fc_up(pair))
+
+    def hydra(self, slot: int, embeddings: mx.array, output: mx.array) -> mx.array:
+        """Return what slot `slot` >= 1 adds to its output once earlier slots have tokens.
+
+        Args:
+            slot: i.
+            embeddings: [..., D] sum of the embeddings of the tokens of slots 0 to i - 1.
+            output: [..., D] slot i's output.
+
+        Source: the published weights' `hydra_projs`; they were trained with the tokens one row
+        earlier, which inference cannot reproduce. Here both use those that precede slot i's.
+        """
+        down, relu, up = self.hydra_projs[slot - 1]
+        pair = mx.concatenate([embeddings, output], axis=-1)
+        delta: mx.array = up(relu(down(pair)))
+        return delta
+
+    def __call__(self, sequence: mx.array, base: mx.array, hidden: mx.array) -> mx.array:
+        """Return the slots of many base rows at once.
+
+        The scores of a slot are taken against slot 0 of all earlier rows and against its own
+        row's slots, and pass one softmax: the [S * k, S * k] mask of the definition is never made.
+
+        Args:
+            sequence: [B, S, D] compressed sequences, padded at the end.
+            base: [B, Q] int32 positions of the base rows in `sequence`.
+            hidden: [B, Q, D] the target's hidden at the base rows.
+
+        Returns:
+            [B, Q, k, D]; row (b, q, i) is the LM head's input for the token at slot i.
+        """
+        block, slots = self.layers, self.layers.slot_embeddings
+        num_seqs, num_rows, size = sequence.shape
+        num_base, num_slots = base.shape[1], slots.shape[0]
+        past = block.input_layernorm(sequence + slots[0])
+        past_keys = self._rotate(self._heads(block.k_proj(past)), 0)
+        past_values = self._heads(block.v_proj(past))
+
+        # Base rows fold into the batch, because each has its own position.
+        fused = mx.take_along_axis(sequence, base[..., None], axis=1)
+        rows = (fused[:, :, None] + slots).reshape(num_seqs * num_base, num_slots, size)
+        normed, start = block.input_layernorm(rows), base.flatten()
+        queries = self._rotate(self._heads(block.q_proj(normed)), start)
+        keys = self._rotate(self._heads(block.k_proj(normed)), start)
+        values = self._heads(block.v_proj(normed))
+
+        queries = queries * self.config.head_dim**-0.5
+        own = queries @ keys.swapaxes(-1, -2)  # [B * Q, H, k, k]
+        own = mx.where(mx.tril(mx.ones((num_slots, num_slots), mx.bool_)), own, -math.inf)
+        queries = self._by_sequence(queries, num_seqs)
+        history = queries @ past_keys.swapaxes(-1, -2)  # [B, H, Q * k, S]
+        seen = mx.arange(num_rows) < mx.repeat(base, num_slots, axis=1)[:, None, :, None]
+        history = mx.where(seen, history, -math.inf)
+        scores = mx.concatenate([history, self._by_sequence(own, num_seqs)], axis=-1)
+        weights = mx.softmax(scores, axis=-1, precise=True)
+        attended = self._by_row(weights[..., num_rows:], num_base) @ values
+        attended = attended + self._by_row(weights[..., :num_rows] @ past_values, num_base)
+        attended = attended.swapaxes(1, 2).reshape(num_seqs * num_base, num_slots, -1)
+
+        rows = rows + block.o_proj(attended)
+        rows = (rows + block.mlp(rows)).reshape(num_seqs, num_base, num_slots, size)
+        return rows + self.residual_gate[:, None] * hidden[:, :, None]
+
+    def _heads(self, rows: mx.array) -> mx.array:
+        """[B, R, H * Dh] -> [B, H, R, Dh]."""
+        return rows.reshape(*rows.shape[:2], -1, self.config.head_dim).swapaxes(1, 2)
+
+    def _by_sequence(self, rows: mx.array, num_seqs: int) -> mx.array:
+        """[B * Q, H, k, X] -> [B, H, Q * k, X]."""
+        _, num_heads, _, width = rows.shape
+        rows = rows.reshape(num_seqs, -1, *rows.shape[1:]).swapaxes(1, 2)
+        return rows.reshape(num_seqs, num_heads, -1, width)
+
+    def _by_row(self, rows: mx.array, num_base: int) -> mx.array:
+        """[B, H, Q * k, X] -> [B * Q, H, k, X]."""
+        num_seqs, num_heads, _, width = rows.shape
+        rows = rows.reshape(num_seqs, num_heads, num_base, -1, width).swapaxes(1, 2)
+        return rows.reshape(num_seqs * num_base, num_heads, -1, width)
+
+    def _rotate(self, rows: mx.array, offset: int | mx.array) -> mx.array:
+        """Rotate [B, H, R, Dh] to positions offset, offset + 1, ... (one offset a batch row)."""
+        config = self.config
+        return mx.fast.rope(
+            rows, config.head_dim, traditional=False, base=config.rope_base, scale=1, offset=offset
+        )

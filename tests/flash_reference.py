@@ -1,0 +1,138 @@
+"""The FLASH drafter from its definition, in numpy float64: no cache, no split softmax.
+
+Every row of the compressed sequence gets all its slots, and one mask over all of them says who
+sees whom. Slow, and easy to compare with the text of the method.
+
+Shapes:
+    T: rows.    S: rows of the compressed sequence.    k: slots.    D: hidden size.    M: latents.
+"""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+from mlx.utils import tree_flatten, tree_unflatten
+
+from flash_mlx.draft import FlashConfig, FlashModel
+
+SMALL = FlashConfig(
+    hidden_size=16,
+    vocab_size=11,
+    block_size=3,
+    num_latents=2,
+    num_heads=2,
+    head_dim=6,
+    intermediate_size=20,
+)
+
+
+def random_model(config: FlashConfig = SMALL, seed: int = 0) -> FlashModel:
+    """A model whose every weight matters: none is 0 or 1."""
+    rng = np.random.default_rng(seed)
+    model = FlashModel(config)
+    weights = []
+    for name, value in tree_flatten(model.parameters()):
+        fan_in = value.shape[-1] if value.ndim == 2 else 4
+        weight = rng.normal(0, fan_in**-0.5, value.shape) + ("norm" in name)
+        weights.append((name, mx.array(weight.astype(np.float32))))
+    model.update(tree_unflatten(weights))
+    return model
+
+
+def weights_of(model: nn.Module) -> dict[str, np.ndarray]:
+    return {k: np.array(v, dtype=np.float64) for k, v in tree_flatten(model.parameters())}
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def rms_norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+    return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * weight
+
+
+def rotate(x: np.ndarray, positions: np.ndarray, base: float) -> np.ndarray:
+    """Rotate dimension j of [R, Dh] with dimension j + Dh / 2."""
+    half = x.shape[-1] // 2
+    angles = positions[:, None] * base ** (-np.arange(half) / half)
+    cos, sin = np.cos(angles), np.sin(angles)
+    a, b = x[:, :half], x[:, half:]
+    return np.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
+
+
+def compressed(
+    model: FlashModel,
+    embedding: np.ndarray,
+    tokens: Sequence[int],
+    hidden: np.ndarray,
+    spans: Sequence[tuple[int, int]],
+    num_prompt_rows: int,
+) -> tuple[np.ndarray, list[int]]:
+    """Return the compressed sequence [S, D] and the row of the text behind each position.
+
+    Args:
+        model: Weights.
+        embedding: [V, D] the target's.
+        tokens: [T + 1] ids.
+        hidden: [T, D] the target's.
+        spans: Rows of the images.
+        num_prompt_rows: The last of them is text in any case.
+    """
+    w, config = weights_of(model), model.config
+    sequence, rows = [], []
+    for t in range(len(hidden)):
+        for start, stop in spans:
+            if t == start:
+                image = hidden[start:stop]
+                sequence.extend(softmax(w["A"] @ image.T) @ image)
+                rows.extend([-1] * config.num_latents)
+        inside = any(start <= t < stop for start, stop in spans)
+        if inside and t != num_prompt_rows - 1:
+            continue
+        if not config.fuse_pre_image and spans and t < spans[0][0]:
+            sequence.append(hidden[t])
+        else:
+            e, h = embedding[tokens[t + 1]], hidden[t]
+            if config.norm_inputs:
+                e = rms_norm(e, w["norm_embedding.weight"], config.rms_norm_eps)
+                h = rms_norm(h, w["norm_hidden.weight"], config.rms_norm_eps)
+            pair = np.concatenate([e, h])
+            bias = (w["fc_gate.bias"], w["fc_up.bias"]) if config.fusion_bias else (0, 0)
+            gate = w["fc_gate.weight"] @ pair + bias[0]
+            sequence.append(silu(gate) * (w["fc_up.weight"] @ pair + bias[1]))
+        rows.append(t)
+    return np.array(sequence), rows
+
+
+def slot_outputs(model: FlashModel, sequence: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Return y, [S, k, D], of every row of a compressed sequence with these hidden states."""
+    w, config = weights_of(model), model.config
+    num_rows, k, width = len(sequence), config.block_size, config.head_dim
+
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
+        return x @ w[f"layers.{name}.weight"].T + w.get(f"layers.{name}.bias", 0)
+
+    t, i = (g.ravel() for g in np.meshgrid(range(num_rows), range(k), indexing="ij"))
+    rows = (sequence[:, None] + w["layers.slot_embeddings"]).reshape(num_rows * k, -1)
+    normed = rms_norm(rows, w["layers.input_layernorm.weight"], config.rms_norm_eps)
+    earlier = (t[None] < t[:, None]) & (i[None] == 0)
+    own = (t[None] == t[:, None]) & (i[None] <= i[:, None])
+    mask = np.where(earlier | own, 0, -np.inf)
+    heads = []
+    for head in range(config.num_heads):
+        cut = slice(head * width, (head + 1) * width)
+        q = rotate(linear("q_proj", normed)[:, cut], t + i, config.rope_base)
+        key = rotate(linear("k_proj", normed)[:, cut], t + i, config.rope_base)
+        weights = softmax(q @ key.T / np.sqrt(width) + mask)
+        heads.append(weights @ linear("v_proj", normed)[:, cut])
+    rows = rows + linear("o_proj", np.concatenate(heads, axis=-1))
+    normed = rms_norm(rows, w["layers.post_attn_layernorm.weight"], config.rms_norm_eps)
+    gate = silu(linear("gate_proj", normed))
+    rows = rows + linear("down_proj", gate * linear("up_proj", normed))
+    return rows.reshape(num_rows, k, -1) + w["residual_gate"][:, None] * hidden[:, None]
