@@ -14,7 +14,7 @@ SOURCES = sorted(
 )
 
 LAYERS = (
-    {"blas", "prompt", "tree", "kernels"},
+    {"blas", "images", "prompt", "tree", "kernels"},
     {"cache", "sampling"},
     {"accept"},
     {"decode", "cost"},

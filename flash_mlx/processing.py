@@ -1,0 +1,216 @@
+"""From pictures and text to a prompt, and from token ids back to text.
+
+The chat template and the processor are those of the checkpoint. The processor is called directly:
+mlx-vlm's own input preparation passes LLaVA's image processor options that it refuses.
+
+Shapes:
+    T: prompt rows.    I: images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+from PIL import Image
+
+from flash_mlx.images import ImageSource, load_image
+from flash_mlx.prompt import Prompt
+from flash_mlx.targets import LoadedTarget
+from flash_mlx.targets.quiet import quiet
+
+__all__ = ["Detokenizer", "ImageSource", "image_spans", "load_image", "make_prompt"]
+
+MAX_SIDE_RATIO = 200  # of Qwen's processor; LLaVA's would need gigabytes for such strips
+REPLACEMENT = "\ufffd"
+
+
+def make_prompt(
+    loaded: LoadedTarget,
+    text: str,
+    images: Sequence[ImageSource] = (),
+    system: str | None = None,
+) -> Prompt:
+    """Write one user turn, with its images, as the target reads it.
+
+    Args:
+        loaded: Target whose template and processor to use.
+        text: What the user says. Images come before it, or where the template puts them.
+        images: Pictures, in order.
+        system: System message; None leaves it to the template.
+
+    Returns:
+        The prompt, with the rows of each image in `image_spans`.
+
+    Raises:
+        OSError: If a picture is missing.
+        ValueError: If a picture is damaged or too thin, the text holds an image placeholder, the
+            template refuses it, or the prompt exceeds the context.
+    """
+    for part in (text, system or ""):
+        _check_text(loaded, part)
+    pictures = [load_image(image) for image in images]
+    for number, picture in enumerate(pictures, start=1):
+        _check_shape(picture, number)
+    written = _apply_template(loaded, text, system, len(pictures))
+    try:
+        with quiet():
+            arrays = loaded.processor(text=[written], images=pictures or None)
+    except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
+        raise ValueError(f"The checkpoint's processor must take the prompt: {error}") from error
+    tokens = tuple(arrays["input_ids"][0].tolist())
+    inputs = {
+        name: value
+        for name, value in arrays.items()
+        if name != "input_ids" and isinstance(value, mx.array)
+    }
+    spans = _find_spans(loaded, tokens, inputs, len(pictures))
+    _check_length(loaded, tokens, spans)
+    return Prompt(tokens=tokens, image_spans=spans, inputs=inputs if pictures else {})
+
+
+def image_spans(
+    tokens: Sequence[int], image_token_id: int, rows_per_image: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """Find the rows of each image.
+
+    Args:
+        tokens: [T] ids with placeholders expanded.
+        image_token_id: Id of a visual row.
+        rows_per_image: [I] visual rows of each image.
+
+    Returns:
+        [I] half-open row ranges, in order; two images may touch.
+
+    Raises:
+        ValueError: If the visual rows are not those of the images, each in one piece.
+    """
+    spans: list[tuple[int, int]] = []
+    total = sum(token == image_token_id for token in tokens)
+    end = 0
+    if total == sum(rows_per_image):
+        for rows in rows_per_image:
+            start = tokens.index(image_token_id, end)
+            end = start + rows
+            if any(token != image_token_id for token in tokens[start:end]):
+                break
+            spans.append((start, end))
+    if len(spans) != len(rows_per_image) or total != sum(rows_per_image):
+        raise ValueError(
+            f"The prompt must hold {len(rows_per_image)} images with "
+            f"{', '.join(map(str, rows_per_image)) or 'no'} rows, each in one piece; it has "
+            f"{total} visual rows otherwise. The chat template and the processor of this "
+            "checkpoint do not fit its model."
+        )
+    return tuple(spans)
+
+
+class Detokenizer:
+    """Text of a growing list of ids, as far as it is certain.
+
+    A character of several tokens comes out when its last byte has; special tokens do not show. All
+    pieces joined are the tokenizer's own text of all ids. (Of bytes that are no UTF-8, the two may
+    differ in how many replacement characters stand for them.)
+    """
+
+    def __init__(self, processor: Any) -> None:
+        """Start with no ids.
+
+        Args:
+            processor: A target's, for its `tokenizer`.
+        """
+        self._tokenizer = processor.tokenizer
+        self._ids: list[int] = []  # from the start of the piece before the last one
+        self._shown = 0  # of these, ids whose text has been returned
+
+    def add(self, tokens: Iterable[int]) -> str:
+        """Return the new text that these ids complete."""
+        return "".join(self._add(token) for token in tokens)
+
+    def finish(self) -> str:
+        """Return what was held back; bytes of an unfinished character become U+FFFD."""
+        text = self._new_text()
+        self._ids, self._shown = [], 0
+        return text
+
+    def _add(self, token: int) -> str:
+        self._ids.append(token)
+        text = self._new_text()
+        if not text or text.endswith(REPLACEMENT):
+            return ""
+        # Keep the last piece: whether a word starts with a space depends on what precedes it.
+        self._ids, self._shown = self._ids[self._shown :], len(self._ids) - self._shown
+        return text
+
+    def _new_text(self) -> str:
+        return self._decode(self._ids)[len(self._decode(self._ids[: self._shown])) :]
+
+    def _decode(self, tokens: list[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _check_text(loaded: LoadedTarget, text: str) -> None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"The prompt must be valid Unicode; {error}.") from error
+    placeholders = {*loaded.family.placeholders, loaded.processor.image_token}
+    for placeholder in sorted(placeholders):
+        if placeholder in text:
+            raise ValueError(
+                f"The prompt must not contain {placeholder!r}, which stands for a picture in this "
+                "model; pass pictures as images and leave it out."
+            )
+
+
+def _check_shape(picture: Image.Image, number: int) -> None:
+    width, height = picture.size
+    if max(width, height) > MAX_SIDE_RATIO * min(width, height):
+        raise ValueError(
+            f"An image's longer side must be at most {MAX_SIDE_RATIO} times its shorter one; image "
+            f"{number} is {width} x {height}. Crop it or cut it into pieces."
+        )
+
+
+def _apply_template(loaded: LoadedTarget, text: str, system: str | None, num_images: int) -> str:
+    from jinja2 import TemplateError
+    from mlx_vlm.prompt_utils import apply_chat_template
+
+    messages = [{"role": "user", "content": text}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    try:
+        return str(
+            apply_chat_template(
+                loaded.processor, {"model_type": loaded.model_type}, messages, num_images=num_images
+            )
+        )
+    except (TemplateError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"The checkpoint's chat template must take the prompt; it says: {error}"
+        ) from error
+
+
+def _find_spans(
+    loaded: LoadedTarget, tokens: tuple[int, ...], inputs: Mapping[str, mx.array], num_images: int
+) -> tuple[tuple[int, int], ...]:
+    rows = loaded.family.rows_per_image(loaded.config, inputs) if num_images else ()
+    if len(rows) != num_images:
+        raise ValueError(
+            f"The processor must return one entry an image; it returned {len(rows)} for "
+            f"{num_images}."
+        )
+    return image_spans(tokens, loaded.image_token_id, rows)
+
+
+def _check_length(
+    loaded: LoadedTarget, tokens: tuple[int, ...], spans: tuple[tuple[int, int], ...]
+) -> None:
+    limit = loaded.target.max_context
+    if limit is not None and len(tokens) > limit:
+        visual = sum(stop - start for start, stop in spans)
+        raise ValueError(
+            f"The prompt must fit in the model's context of {limit} tokens; it has {len(tokens)}, "
+            f"{visual} of them from images. Shorten it or use smaller images."
+        )

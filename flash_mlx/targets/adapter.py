@@ -1,0 +1,203 @@
+"""An mlx-vlm model as a `flash_mlx.decode.Target`.
+
+Three passes: the prompt in chunks, with the LM head on its last row only; a chain, which is the
+model's ordinary causal pass; a tree, with its own mask and positions (`hooks`). Positions are
+always given and the caches are values of the caller, so nothing is kept on the model.
+
+Under M-RoPE, a row after the prompt has the position `cache length + rope_delta` on all three axes,
+and a row of a tree that of its depth.
+
+Shapes:
+    T: prompt rows.    N: rows of the tree.    R: rows of any number.
+    D: hidden size.    V: vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from flash_mlx.decode import Cache, Output
+from flash_mlx.prompt import Prompt
+from flash_mlx.targets.cache import SequenceCache
+from flash_mlx.targets.families import Family
+from flash_mlx.targets.hooks import TreeHooks
+from flash_mlx.tree import DraftTree, Topology
+
+CHUNK_SIZE = 512  # prompt rows per pass
+
+
+class MlxVlmTarget:
+    """A loaded mlx-vlm model behind the `Target` protocol.
+
+    Attributes:
+        model: The mlx-vlm model, unchanged.
+        family: What is particular to its family.
+        vocab_size: V.
+        hidden_size: D.
+        max_context: Rows that the model was made for; None if it does not say.
+        supports_tree: Whether `verify` takes trees with siblings.
+    """
+
+    def __init__(self, model: nn.Module, family: Family, *, chunk_size: int = CHUNK_SIZE) -> None:
+        """Wrap a model.
+
+        Args:
+            model: As `mlx_vlm.load` returns it.
+            family: What is particular to its family.
+            chunk_size: Prompt rows per pass.
+
+        Raises:
+            ValueError: If `chunk_size` is below 1 or the model's cache cannot drop rows.
+        """
+        from mlx_vlm.models.cache import KVCache, make_prompt_cache
+
+        if chunk_size < 1:
+            raise ValueError(f"Prompt rows per pass must be 1 or more; got {chunk_size}.")
+        self.model = model
+        self.family = family
+        self.supports_tree = True
+        text = model.config.text_config
+        self.vocab_size: int = text.vocab_size
+        self.hidden_size: int = text.hidden_size
+        self.max_context: int | None = text.max_position_embeddings
+        self._language_model: Any = model.language_model
+        self._decoder: Any = model.language_model.model
+        self._chunk_size = chunk_size
+        self._make_layers = make_prompt_cache
+        self._hooks = TreeHooks(self._decoder, KVCache)
+        if any(type(layer) is not KVCache for layer in make_prompt_cache(self._language_model)):
+            raise ValueError(
+                f"The caches of a target must be able to drop rows; those of this "
+                f"{family.model_type} model are not plain key-value caches."
+            )
+
+    def make_cache(self) -> SequenceCache:
+        """Return the cache of a new sequence."""
+        return SequenceCache(self._make_layers(self._language_model))
+
+    def prefill(self, prompt: Prompt, cache: Cache) -> Output:
+        """Read the prompt, in chunks, and commit its T rows.
+
+        Unlike a tree pass this waits for the device after each chunk, which bounds memory.
+
+        Returns:
+            Logits [1, V] of the last row only; hidden [T, D] of all rows.
+
+        Raises:
+            ValueError: If the cache holds rows already or the prompt exceeds the context.
+        """
+        cache = _own(cache)
+        num_rows = len(prompt)
+        if cache.length:
+            raise ValueError(
+                f"A prompt must be read into a new cache; this one holds {cache.length} rows."
+            )
+        if self.max_context is not None and num_rows > self.max_context:
+            raise ValueError(
+                f"The prompt must fit in the model's context of {self.max_context} tokens; it has "
+                f"{num_rows}. Shorten it or use smaller images."
+            )
+        ids = mx.array(prompt.tokens, dtype=mx.int32)[None]
+        embeds, positions, rope_delta = self._read_inputs(prompt, ids)
+        cache.open(Topology.chain(num_rows - 1))
+        hidden = []
+        for start in range(0, num_rows, self._chunk_size):
+            rows = slice(start, start + self._chunk_size)
+            kwargs = {} if positions is None else {"position_ids": positions[..., rows]}
+            hidden.append(
+                self._decoder(
+                    ids[:, rows], inputs_embeds=embeds[:, rows], cache=cache.layers, **kwargs
+                )[0]
+            )
+            mx.eval(hidden[-1])
+        cache.commit(range(num_rows))
+        cache.rope_delta = rope_delta
+        return Output(self.lm_head(hidden[-1][-1:]), mx.concatenate(hidden))
+
+    def verify(self, tree: DraftTree, cache: Cache) -> Output:
+        """Read a tree after the committed rows; lazy.
+
+        Returns:
+            Logits [N, V] and hidden [N, D]; row i has read the prefix, row i and its ancestors.
+
+        Raises:
+            ValueError: If the tree has siblings and this target takes chains only.
+        """
+        cache = _own(cache)
+        topology = tree.topology
+        if not (topology.is_chain or self.supports_tree):
+            raise ValueError(
+                f"This {self.family.model_type} target takes chains only: its tree pass does not "
+                "say what single passes say. Draft chains."
+            )
+        cache.open(topology)
+        ids = tree.tokens[None]
+        hidden = self._read_chain(ids, cache) if topology.is_chain else self._read_tree(tree, cache)
+        return Output(self.lm_head(hidden), hidden)
+
+    def embed(self, tokens: mx.array) -> mx.array:
+        """Return [R, D], the embeddings of ids [R] as the decoder layers receive them."""
+        embedded: mx.array = self._decoder.embed_tokens(tokens)
+        return embedded
+
+    def lm_head(self, hidden: mx.array) -> mx.array:
+        """Return logits [R, V] of `hidden` [R, D]."""
+        head = self._language_model.get("lm_head", None)
+        logits: mx.array = (
+            self._decoder.embed_tokens.as_linear(hidden) if head is None else head(hidden)
+        )
+        return logits
+
+    def _read_inputs(self, prompt: Prompt, ids: mx.array) -> tuple[mx.array, mx.array | None, int]:
+        """Embed text and images.
+
+        Returns:
+            Embeddings [1, T, D]; under M-RoPE positions [3, 1, T], else None; and the rope delta.
+        """
+        inputs = dict(prompt.inputs)
+        mask = inputs.pop("attention_mask", None)
+        pixel_values = inputs.pop("pixel_values", None)
+        features = self.model.get_input_embeddings(ids, pixel_values, mask=mask, **inputs)
+        mx.eval(features.inputs_embeds)
+        if not self.family.mrope:
+            return features.inputs_embeds, None, 0
+        positions = mx.broadcast_to(features.position_ids, (3, *ids.shape))
+        return features.inputs_embeds, positions, int(features.rope_deltas.item())
+
+    def _read_chain(self, ids: mx.array, cache: SequenceCache) -> mx.array:
+        """Return hidden [N, D] of ids [1, N] in the model's ordinary causal pass."""
+        if not self.family.mrope:
+            hidden: mx.array = self._decoder(ids, cache=cache.layers)[0]
+            return hidden
+        first = cache.length + cache.rope_delta
+        return self._read_at(ids, mx.arange(first, first + ids.shape[1]), cache)
+
+    def _read_tree(self, tree: DraftTree, cache: SequenceCache) -> mx.array:
+        """Return hidden [N, D]; every row reads the prefix, its ancestors and itself."""
+        num_rows, length = len(tree), cache.length
+        ancestors = mx.array(tree.topology.mask)
+        mask = mx.concatenate([mx.ones((num_rows, length), mx.bool_), ancestors], axis=1)
+        positions = mx.array(tree.topology.depth) + (length + cache.rope_delta)
+        ids = tree.tokens[None]
+        with self._hooks.active(cache.layers, mask[None, None], positions):
+            if self.family.mrope:
+                return self._read_at(ids, positions, cache)
+            hidden: mx.array = self._decoder(ids, cache=cache.layers)[0]
+            return hidden
+
+    def _read_at(self, ids: mx.array, positions: mx.array, cache: SequenceCache) -> mx.array:
+        """Return hidden [N, D] of ids [1, N] at text positions [N], alike on the M-RoPE axes."""
+        position_ids = mx.broadcast_to(positions, (3, 1, ids.shape[1]))
+        hidden: mx.array = self._decoder(ids, cache=cache.layers, position_ids=position_ids)[0]
+        return hidden
+
+
+def _own(cache: Cache) -> SequenceCache:
+    if not isinstance(cache, SequenceCache):
+        raise TypeError(
+            f"A target takes the caches that its make_cache returns; got {type(cache).__name__}."
+        )
+    return cache

@@ -1,0 +1,133 @@
+"""From a folder to a target that has proved itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from flash_mlx.targets.adapter import CHUNK_SIZE, MlxVlmTarget
+from flash_mlx.targets.checks import check_files, read_config, read_json
+from flash_mlx.targets.families import Family, family_of
+from flash_mlx.targets.quiet import quiet
+from flash_mlx.targets.selftest import check_target
+from flash_mlx.targets.weights import dequantize
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedTarget:
+    """A target and what came with its checkpoint.
+
+    Attributes:
+        path: The checkpoint's folder.
+        target: The model.
+        processor: The Hugging Face processor, with `tokenizer` and `image_processor`.
+        config: `config.json`.
+        family: What is particular to the model's family.
+        eos_ids: Ids that end a text, as mlx-vlm takes them: those of the generation settings or
+            `config.json`, and the tokenizer's.
+        image_token_id: Id that stands for one visual row.
+        generation_defaults: `generation_config.json`; empty without one.
+    """
+
+    path: Path
+    target: MlxVlmTarget
+    processor: Any
+    config: Mapping[str, Any]
+    family: Family
+    eos_ids: tuple[int, ...]
+    image_token_id: int
+    generation_defaults: Mapping[str, Any]
+
+    @property
+    def model_type(self) -> str:
+        """The family's name."""
+        return self.family.model_type
+
+
+def load_target(
+    path: Path | str, *, dtype: mx.Dtype | None = None, chunk_size: int = CHUNK_SIZE
+) -> LoadedTarget:
+    """Load a checkpoint in a local folder. The network is never used, nor code of the checkpoint.
+
+    Args:
+        path: Folder in the layout of the Hugging Face hub, MLX-converted or not.
+        dtype: What to compute in. None: as stored, except on a CPU, where 16-bit and quantised
+            weights are slow and become float32. Weights stay quantised if a dtype is given.
+        chunk_size: Prompt rows per pass.
+
+    Returns:
+        The target, its trees switched off if they fail the self-test.
+
+    Raises:
+        OSError: If the folder or one of its files is missing.
+        ValueError: If the checkpoint is damaged, unsupported, wants to run code, or fails the
+            self-test.
+    """
+    folder = Path(path)
+    config = read_config(folder)
+    family = family_of(config.get("model_type"))
+    check_files(folder)
+    settings = folder / "generation_config.json"
+    defaults = read_json(settings) if settings.is_file() else {}
+    model, processor = _load(folder)
+    _convert(model, dtype)
+    _complete(processor, config)
+    target = MlxVlmTarget(model, family, chunk_size=chunk_size)
+    target.supports_tree = check_target(target)
+    return LoadedTarget(
+        path=folder,
+        target=target,
+        processor=processor,
+        config=config,
+        family=family,
+        eos_ids=tuple(processor.tokenizer.stopping_criteria.eos_token_ids),
+        image_token_id=family.image_token_id(config),
+        generation_defaults=defaults,
+    )
+
+
+def _load(folder: Path) -> tuple[nn.Module, Any]:
+    """Load model and processor through mlx-vlm, its weights still unread.
+
+    Raises:
+        ValueError: With the first line of what mlx-vlm or transformers say.
+    """
+    from mlx_vlm import load
+
+    failed = f"{folder} must be a checkpoint that mlx-vlm can load"
+    try:
+        with quiet():
+            # mlx-vlm's processors trust code in the checkpoint unless told otherwise.
+            model, processor = load(str(folder), lazy=True, trust_remote_code=False)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError) as error:
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{failed}; it says: {first_line[:200]}") from error
+    if model.get("vision_tower") is None:
+        raise ValueError(f"{failed}; its weights have no vision tower under a name it knows.")
+    return model, processor
+
+
+def _convert(model: nn.Module, dtype: mx.Dtype | None) -> None:
+    """Bring the weights into the wanted type and read them."""
+    if dtype is not None:
+        model.set_dtype(dtype)
+    elif mx.default_device() == mx.Device(mx.cpu):
+        model.set_dtype(mx.float32)
+        dequantize(model)
+    mx.eval(model.parameters())
+
+
+def _complete(processor: Any, config: Mapping[str, Any]) -> None:
+    """Fill what LLaVA processors saved by older versions lack, from the model's configuration."""
+    if config["model_type"] == "llava" and processor.patch_size is None:
+        vision = config.get("vision_config", {})
+        processor.patch_size = vision.get("patch_size", 14)
+        processor.num_additional_image_tokens = int(vision.get("model_type") == "clip_vision_model")
+        processor.vision_feature_select_strategy = config.get(
+            "vision_feature_select_strategy", "default"
+        )
