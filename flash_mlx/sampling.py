@@ -47,7 +47,7 @@ class Sampler:
             raise ValueError(
                 f"Top-p must be above 0 and at most 1 (1 keeps all tokens); got {self.top_p}."
             )
-        if self.top_k != int(self.top_k) or self.top_k < 0:
+        if not isinstance(self.top_k, int) or self.top_k < 0:
             raise ValueError(
                 f"Top-k must be a whole number, 0 or more (0 keeps all tokens); got {self.top_k}."
             )

@@ -16,6 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from hypothesis import strategies as st
 
 from flash_mlx.decode import Cache, Drafter, Output, decode
 from flash_mlx.prompt import Prompt
@@ -245,3 +246,12 @@ class OracleDrafter:
     ) -> tuple[int, ...]:
         assert hidden.shape[0] == len(tokens)
         return state + tokens
+
+
+@st.composite
+def topologies(draw: st.DrawFn, max_drafts: int = 7) -> Topology:
+    """Any tree; chains more often than chance has it."""
+    num_drafts = draw(st.integers(0, max_drafts))
+    if draw(st.booleans()):
+        return Topology.chain(num_drafts)
+    return Topology((-1, *(draw(st.integers(0, row)) for row in range(num_drafts))))
