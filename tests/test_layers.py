@@ -14,7 +14,7 @@ SOURCES = sorted(
 )
 
 LAYERS = (
-    {"blas", "images", "prompt", "tree", "kernels"},
+    {"blas", "files", "images", "prompt", "tree", "kernels"},
     {"cache", "sampling"},
     {"accept"},
     {"decode", "cost"},

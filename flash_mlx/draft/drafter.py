@@ -25,7 +25,7 @@ import mlx.nn as nn
 from flash_mlx.draft.layout import Layout
 from flash_mlx.draft.model import FlashModel, pool, swiglu
 from flash_mlx.prompt import Prompt
-from flash_mlx.sampling import Sampler, draw
+from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
 
 GROWTH = 256  # entries by which the cache grows: rarely, and not by much more than is needed
@@ -143,25 +143,29 @@ class FlashDrafter:
                 processed law, which the tree then holds.
             key: PRNG key; not used if greedy.
         """
-        if self.model.config.markov_rank or self.model.config.hydra_size:
-            tokens, laws = self._draft_in_turn(state.slots, sampler, key)
+        config, noise = self.model.config, None
+        if not sampler.greedy:
+            # The first to arrive of racers with speeds q is token x with probability q(x).
+            shape = (self.block_size, config.vocab_size)
+            noise = -mx.log(mx.random.uniform(shape=shape, key=key))
+        if config.markov_rank or config.hydra_size:
+            tokens, laws = self._draft_in_turn(state.slots, sampler, noise)
         else:
-            tokens, laws = _choose(self._lm_head(state.slots), sampler, key)
+            tokens, laws = _choose(self._lm_head(state.slots), sampler, noise)
         tokens = mx.concatenate([mx.array([root], mx.int32), tokens])
         if laws is not None:  # the last draft has no children, so its row is not read
             laws = mx.concatenate([laws, mx.zeros_like(laws[:1])])
         return DraftTree(self._topology, tokens, laws)
 
     def _draft_in_turn(
-        self, slots: mx.array, sampler: Sampler, key: mx.array
+        self, slots: mx.array, sampler: Sampler, noise: mx.array | None
     ) -> tuple[mx.array, mx.array | None]:
         """Choose slot by slot, each corrected by the tokens chosen before it: [k], [k, V]."""
         model = self.model
         tokens: list[mx.array] = []
-        laws: list[mx.array | None] = []
+        laws: list[mx.array] = []
         by_hydra, by_markov = model.config.hydra_size > 0, model.config.markov_rank > 0
         plain = slots if by_hydra else self._lm_head(slots)
-        keys = [key] * self.block_size if sampler.greedy else mx.random.split(key, self.block_size)
         said = mx.zeros_like(slots[:1])
         for slot in range(self.block_size):
             row = plain[slot : slot + 1]
@@ -170,13 +174,13 @@ class FlashDrafter:
                 row = self._lm_head(row)
             if by_markov and slot:
                 row = row + model.markov(tokens[-1])
-            token, law = _choose(row, sampler, keys[slot])
+            token, law = _choose(row, sampler, None if noise is None else noise[slot])
             if by_hydra and slot + 1 < self.block_size:
                 said = said + self._embed(token).astype(said.dtype)
             tokens.append(token)
-            laws.append(law)
-        drawn = [law for law in laws if law is not None]
-        return mx.concatenate(tokens), mx.concatenate(drawn) if drawn else None
+            if law is not None:
+                laws.append(law)
+        return mx.concatenate(tokens), mx.concatenate(laws) if laws else None
 
     def _fuse(self, followers: tuple[int, ...], hidden: mx.array) -> mx.array:
         """Return z, [A, D], of rows with these hidden states and following tokens."""
@@ -253,12 +257,23 @@ class _Joined:
         return mx.addmm(bias[0], rows, weight.T) if bias else rows @ weight.T
 
 
-def _choose(logits: mx.array, sampler: Sampler, key: mx.array) -> tuple[mx.array, mx.array | None]:
-    """Return one token a row, [R] int32, and the laws [R, V] they were drawn from, if drawn."""
-    if sampler.greedy:
+def _choose(
+    logits: mx.array, sampler: Sampler, noise: mx.array | None
+) -> tuple[mx.array, mx.array | None]:
+    """Return one token a row, and the laws they were drawn from unless they are greedy.
+
+    Args:
+        logits: [R, V].
+        sampler: Gives the law.
+        noise: [R, V] exponential variables; None if greedy.
+
+    Returns:
+        [R] int32 and [R, V] float32 or None.
+    """
+    if noise is None:
         return mx.argmax(logits, axis=-1).astype(mx.int32), None
     laws = sampler.probs(logits)
-    return draw(laws, key), laws
+    return mx.argmax(laws / noise, axis=-1).astype(mx.int32), laws
 
 
 def _write(buffer: mx.array, rows: mx.array, start: int) -> mx.array:

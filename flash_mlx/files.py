@@ -1,0 +1,111 @@
+"""Files: JSON that must be an object, safetensors headers, and writing that never tears.
+
+A reader of a replaced file sees the old one or the new one, whatever happens meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
+ITEM_BYTES |= {"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1}
+ITEM_BYTES |= {"BOOL": 1}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """What a header says of a tensor: its dtype (such as `BF16`) and its shape."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def read_json(file: Path) -> dict[str, object]:
+    """Return a JSON file that holds an object.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it does not hold one.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} must be valid JSON; {error}. Write it again.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a JSON object; it holds a {type(content).__name__}.")
+    return content
+
+
+def read_header(file: Path) -> dict[str, Tensor]:
+    """Return the tensors that a safetensors file really holds; none is read.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If the header is damaged, or speaks of bytes that the file does not have.
+    """
+    whole = f"{file} must be a whole safetensors file"
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            raise ValueError(
+                f"{whole}; its header does not fit in its {size} bytes. Copy or download it again."
+            )
+        header = stream.read(length)
+    tensors, spans = {}, []
+    try:
+        for name, entry in json.loads(header).items():
+            if name != "__metadata__":
+                begin, end = map(int, entry["data_offsets"])
+                tensors[name] = Tensor(str(entry["dtype"]), tuple(map(int, entry["shape"])))
+                spans.append((name, begin, end))
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{whole}; its header is damaged. Copy or download it again.") from error
+    for name, begin, end in spans:
+        dtype, shape = tensors[name].dtype, tensors[name].shape
+        if not 0 <= begin <= end <= size - 8 - length:
+            raise ValueError(f"{whole}; it ends within {name}. Copy or download it again.")
+        if end - begin != ITEM_BYTES.get(dtype, 0) * math.prod(shape):
+            raise ValueError(
+                f"{whole}; its header gives {name} {end - begin} bytes for {dtype} of the shape "
+                f"{shape}. Copy or download it again."
+            )
+    return tensors
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Yield a path to write to, which then takes the place of `file` at once or not at all.
+
+    Raises:
+        OSError: If it cannot be written; `file` is as it was.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=f".{file.name}-", dir=file.parent))
+    try:
+        yield folder / file.name
+        _sync(folder / file.name)
+        (folder / file.name).replace(file)
+        _sync(file.parent)
+    except RuntimeError as error:  # MLX says so when a disk is full
+        raise OSError(f"{file} could not be written: {error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """Put a file, or the entries of a folder, on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
