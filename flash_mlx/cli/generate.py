@@ -122,8 +122,8 @@ def command(
     Text streams to stdout, statistics go to stderr.
     """
     text = _read_prompt(prompt, has_image=bool(image))
-    from flash_mlx.generate import load, stream_generate
-    from flash_mlx.processing import load_image
+    from flash_mlx.generate import join, load, stream_generate
+    from flash_mlx.images import load_image
 
     images: list[Image.Image] = [load_image(file) for file in image]  # before the model: fails soon
     loaded = load(model, draft_model, draft_block_size=draft_block_size)
@@ -132,11 +132,13 @@ def command(
     responses = stream_generate(
         loaded, text, images, system=system, max_tokens=max_tokens, **sampling
     )
-    last, interrupted = _print_stream(responses, stream=not as_json)
-    if last is not None and as_json:
-        click.echo(json.dumps(_as_json(loaded, last, interrupted=interrupted)))
-    elif last is not None and verbose:
-        click.echo(_statistics(loaded, last), err=True)
+    pieces, interrupted = _print_stream(responses, stream=not as_json)
+    if pieces:
+        answer = join(pieces)
+        if as_json:
+            click.echo(json.dumps(_as_json(loaded, answer, interrupted=interrupted)))
+        elif verbose:
+            click.echo(_statistics(answer), err=True)
     return INTERRUPTED if interrupted else 0
 
 
@@ -181,23 +183,76 @@ def _notices(model: Model, draft_model: str) -> Iterator[str]:
 
 def _print_stream(
     responses: Iterator[GenerationResponse], *, stream: bool
-) -> tuple[GenerationResponse | None, bool]:
+) -> tuple[list[GenerationResponse], bool]:
     """Print pieces of text as they come.
 
     Returns:
-        The whole answer so far, None if it has not begun; and whether the user interrupted it.
+        The pieces, and whether the user interrupted them.
     """
-    last: GenerationResponse | None = None
+    pieces: list[GenerationResponse] = []
     interrupted = False
     try:
         for response in responses:
-            last = response
+            pieces.append(response)
             if stream:
                 sys.stdout.write(response.text)
                 sys.stdout.flush()
     except KeyboardInterrupt:
         interrupted = True
-    if stream and last is not None:
+    if stream and pieces:
         sys.stdout.write("\n")
         sys.stdout.flush()
-    return last, interrupted
+    return pieces, interrupted
+
+
+def _statistics(answer: GenerationResponse) -> str:
+    """What the answer took, in mlx-vlm's words, and what drafting brought."""
+    stats = answer.stats
+    lines = [
+        "=" * 10,
+        f"Prompt: {answer.prompt_tokens} tokens, {answer.prompt_tps:.3f} tokens-per-sec",
+        f"Generation: {stats.generation_tokens} tokens, {answer.generation_tps:.3f} tokens-per-sec",
+        f"Peak memory: {answer.peak_memory:.3f} GB",
+    ]
+    if stats.drafted:
+        lines.append(
+            f"Speculative decoding: {stats.mean_acceptance_length:.2f} accepted tokens/round "
+            f"({stats.accepted / stats.rounds:.2f} accepted drafts/round, "
+            f"{100 * stats.acceptance_rate:.1f}% of drafted, "
+            f"avg draft {stats.drafted / stats.rounds:.2f}) over {stats.rounds} rounds"
+        )
+    lines.append(
+        f"Speed: {stats.mean_acceptance_length:.2f} tokens per target pass, "
+        f"prefill {stats.prefill_seconds:.3f} s, decode {stats.decode_seconds:.3f} s"
+    )
+    if answer.visual_tokens:
+        read = f" -> {answer.latents} latents for the drafter" if answer.latents else ""
+        lines.append(f"Image: {answer.visual_tokens} visual tokens{read}")
+    return "\n".join(lines)
+
+
+def _as_json(
+    model: Model, answer: GenerationResponse, *, interrupted: bool
+) -> dict[str, str | int | float | list[int] | None]:
+    stats = answer.stats
+    return {
+        "text": answer.text,
+        "token_ids": list(answer.token_ids),
+        "finish_reason": "interrupted" if interrupted else answer.finish_reason,
+        "model": model.name,
+        "draft_model": model.draft_name,
+        "draft_kind": model.draft_kind,
+        "prompt_tokens": answer.prompt_tokens,
+        "visual_tokens": answer.visual_tokens,
+        "latents": answer.latents,
+        "generation_tokens": stats.generation_tokens,
+        "rounds": stats.rounds,
+        "drafted": stats.drafted,
+        "accepted": stats.accepted,
+        "mean_acceptance_length": stats.mean_acceptance_length,
+        "acceptance_rate": stats.acceptance_rate,
+        "prefill_seconds": stats.prefill_seconds,
+        "decode_seconds": stats.decode_seconds,
+        "generation_tps": answer.generation_tps,
+        "peak_memory_gb": answer.peak_memory,
+    }

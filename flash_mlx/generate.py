@@ -1,0 +1,304 @@
+"""Text in, text out: load a target with its drafter, and let it answer about pictures.
+
+    model = load("path/to/target", draft="path/to/drafter")
+    for response in stream_generate(model, "What is this?", image="cat.jpg"):
+        print(response.text, end="", flush=True)
+
+The text is the target's own, with or without a drafter.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import mlx.core as mx
+from PIL import Image
+
+from flash_mlx import blas
+from flash_mlx.checkpoint import load_drafter, resolve_path
+from flash_mlx.decode import Drafter, NoDrafter, Target, decode
+from flash_mlx.draft.drafter import FlashDrafter
+from flash_mlx.processing import Detokenizer, ImageSource, make_prompt
+from flash_mlx.prompt import Prompt
+from flash_mlx.sampling import Sampler
+from flash_mlx.stats import GenerationStats
+from flash_mlx.targets import LoadedTarget, load_target
+
+DEMO = Path(__file__).parent / "demo"
+DEFAULT_MAX_TOKENS = 2048
+
+Finish = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A target, what came with its checkpoint, and its drafter.
+
+    Attributes:
+        loaded: The target with its processor and configuration.
+        drafter: What drafts; None decodes plainly.
+        name: The target as the caller named it.
+        draft_name: The drafter as the caller named it, or `demo`; `none` without one.
+        draft_kind: `flash` or `none`.
+        is_demo: Whether the target is the bundled demo, which only knows drawn scenes.
+    """
+
+    loaded: LoadedTarget
+    drafter: FlashDrafter | None
+    name: str
+    draft_name: str
+    draft_kind: Literal["flash", "none"]
+    is_demo: bool
+
+    @property
+    def target(self) -> Target:
+        """The model whose text is reproduced."""
+        return self.loaded.target
+
+    @property
+    def processor(self) -> Any:
+        """The Hugging Face processor: `tokenizer` and `image_processor`."""
+        return self.loaded.processor
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The target's `config.json`."""
+        return self.loaded.config
+
+    def num_latents(self, num_images: int) -> int:
+        """Latents that the drafter reads in place of the visual tokens of `num_images` images."""
+        return 0 if self.drafter is None else num_images * self.drafter.model.config.num_latents
+
+
+@dataclass(frozen=True, eq=False)
+class GenerationResponse:
+    """A piece of the answer, and what it took so far.
+
+    Attributes:
+        text: New text; the whole text from `generate`.
+        token_ids: New ids, a stop token included; all ids from `generate`.
+        finish_reason: `stop` after a stop token, `length` where the budget or the context ended;
+            None before the end.
+        prompt_tokens: Rows of the prompt, visual tokens included.
+        visual_tokens: Rows that hold images.
+        latents: Rows that the drafter reads in their place.
+        stats: Counts and times so far; one object for the whole answer.
+        peak_memory: Most memory that MLX has used in this process [GB].
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: Finish | None
+    prompt_tokens: int
+    visual_tokens: int
+    latents: int
+    stats: GenerationStats
+    peak_memory: float
+
+    @property
+    def prompt_tps(self) -> float:
+        """Prompt tokens per second."""
+        seconds = self.stats.prefill_seconds
+        return self.prompt_tokens / seconds if seconds > 0 else 0.0
+
+    @property
+    def generation_tps(self) -> float:
+        """Generated tokens per second of decoding, the prefill's own token excluded."""
+        return self.stats.generation_tps
+
+
+def load(
+    model: str | Path = "demo",
+    draft: str | Path = "auto",
+    *,
+    draft_block_size: int | None = None,
+    dtype: mx.Dtype | None = None,
+    revision: str | None = None,
+) -> Model:
+    """Load a target and its drafter.
+
+    Args:
+        model: `demo`, a folder or a hub id.
+        draft: `auto` takes the demo's drafter for the demo and none otherwise; `none` decodes
+            plainly; else a folder or a hub id.
+        draft_block_size: Tokens to draft in one pass; the drafter's own number if None.
+        dtype: What the target computes in; None chooses what is fast here.
+        revision: Branch, tag or commit of the target's hub id.
+
+    Returns:
+        The model.
+
+    Raises:
+        OSError: A folder or file is missing, or `FLASH_MLX_BLAS` names no usable library.
+        ValueError: A checkpoint is damaged, or the drafter was trained for another target.
+    """
+    blas.require()
+    name, draft_name = str(model), str(draft)
+    is_demo = name == "demo"
+    path = _demo("target") if is_demo else resolve_path(name, revision)
+    if draft_name == "auto":
+        draft_name = "demo" if is_demo else "none"
+    if draft_name == "none":
+        return Model(load_target(path, dtype=dtype), None, name, draft_name, "none", is_demo)
+    drafter_path = _demo("drafter") if draft_name == "demo" else resolve_path(draft_name)
+    loaded = load_target(path, dtype=dtype)
+    drafter = load_drafter(drafter_path, loaded.target, draft_block_size)
+    return Model(loaded, drafter, name, draft_name, "flash", is_demo)
+
+
+def stream_generate(
+    model: Model,
+    prompt: str,
+    image: ImageSource | Sequence[ImageSource] | None = None,
+    *,
+    system: str | None = None,
+    max_tokens: int = DEFAULT_MAX_TOKENS,
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+    seed: int = 0,
+) -> Iterator[GenerationResponse]:
+    """Answer piece by piece, one for each pass of the target.
+
+    Args:
+        model: From `load`.
+        prompt: What the user says.
+        image: One picture or several: files, their bytes, or PIL images.
+        system: A message before the conversation.
+        max_tokens: Most tokens to generate.
+        temperature: 0 takes the most likely token. None, here and below: what the checkpoint's
+            `generation_config.json` says, else 0, and all tokens kept.
+        top_p: Keep the most likely tokens up to this total probability.
+        top_k: Keep that many of the most likely tokens; 0 keeps all.
+        min_p: Keep tokens at least this share as likely as the most likely one; None keeps all.
+        seed: Of the random numbers; the same seed gives the same text.
+
+    Returns:
+        New text and ids, piece by piece; the last piece has a `finish_reason`.
+
+    Raises:
+        OSError: An image cannot be opened.
+        ValueError: A setting is out of its range, an image is damaged, or the prompt is longer
+            than the context.
+    """
+    defaults = model.loaded.generation_defaults
+    sampler = make_sampler(defaults, temperature, top_p, top_k, min_p)
+    question = make_prompt(model.loaded, prompt, _images(image), system=system)
+    return _respond(model, question, sampler, max_tokens=max_tokens, seed=seed)
+
+
+def generate(
+    model: Model,
+    prompt: str,
+    image: ImageSource | Sequence[ImageSource] | None = None,
+    **settings: Any,
+) -> GenerationResponse:
+    """Answer at once; the arguments and errors are those of `stream_generate`.
+
+    Returns:
+        The whole answer.
+    """
+    return join(list(stream_generate(model, prompt, image, **settings)))
+
+
+def join(responses: Sequence[GenerationResponse]) -> GenerationResponse:
+    """Put the pieces of an answer together.
+
+    Args:
+        responses: One or more, in order, from one `stream_generate`.
+
+    Returns:
+        All their text and ids, with the figures of the last.
+    """
+    return replace(
+        responses[-1],
+        text="".join(response.text for response in responses),
+        token_ids=tuple(token for response in responses for token in response.token_ids),
+    )
+
+
+def make_sampler(
+    defaults: Mapping[str, Any],
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+) -> Sampler:
+    """Complete the caller's settings from a checkpoint's `generation_config.json`.
+
+    Where that says `do_sample: false`, its temperature does not count.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+    if temperature is None:
+        greedy = defaults.get("do_sample") is False
+        temperature = 0.0 if greedy else defaults.get("temperature") or 0.0
+    return Sampler(
+        temperature=temperature,
+        top_p=(defaults.get("top_p") or 1.0) if top_p is None else top_p,
+        top_k=(defaults.get("top_k") or 0) if top_k is None else top_k,
+        min_p=0.0 if min_p is None else min_p,
+    )
+
+
+def _demo(part: str) -> Path:
+    folder = DEMO / part
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"The bundled demo must be in {folder}, and it is not. "
+            "Install flash-mlx again, or name a model."
+        )
+    return folder
+
+
+def _images(image: ImageSource | Sequence[ImageSource] | None) -> Sequence[ImageSource]:
+    if image is None:
+        return ()
+    single = isinstance(image, str | bytes | os.PathLike | Image.Image)
+    return [cast(ImageSource, image)] if single else cast(Sequence[ImageSource], image)
+
+
+def _respond(
+    model: Model, prompt: Prompt, sampler: Sampler, *, max_tokens: int, seed: int
+) -> Iterator[GenerationResponse]:
+    drafter: Drafter[Any] = NoDrafter() if model.drafter is None else model.drafter
+    stop_ids = frozenset(model.loaded.eos_ids)
+    stats = GenerationStats()
+    detokenizer = Detokenizer(model.processor)
+    latents = model.num_latents(len(prompt.image_spans))
+
+    def response(
+        text: str, tokens: tuple[int, ...] = (), finish_reason: Finish | None = None
+    ) -> GenerationResponse:
+        return GenerationResponse(
+            text=text,
+            token_ids=tokens,
+            finish_reason=finish_reason,
+            prompt_tokens=len(prompt),
+            visual_tokens=prompt.num_visual_tokens,
+            latents=latents,
+            stats=stats,
+            peak_memory=mx.get_peak_memory() / 1e9,
+        )
+
+    rounds = decode(
+        model.target,
+        drafter,
+        prompt,
+        sampler=sampler,
+        key=mx.random.key(seed),
+        max_tokens=max_tokens,
+        stop_ids=stop_ids,
+    )
+    stopped = False
+    for each in stats.watch(rounds):
+        stopped = each.tokens[-1] in stop_ids
+        said = each.tokens[:-1] if stopped else each.tokens
+        yield response(detokenizer.add(said), each.tokens)
+    yield response(detokenizer.finish(), finish_reason="stop" if stopped else "length")
