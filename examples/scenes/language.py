@@ -1,0 +1,392 @@
+"""What is said about a scene: captions, lists, questions and answers.
+
+Wording depends on what is shown, as it does in real captions: each choice has a favourite that the
+scene decides (its place, a shape, a cell), taken with probability `FAVOURITE`, and alternatives that
+share the rest. So greedy text varies from picture to picture, and sampled text has entropy.
+
+All randomness comes from the `random.Random` that the caller passes.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from world import COLOURS, PATTERNS, PLACES, SHAPES, SIZES, Object, Scene
+
+FAVOURITE = 0.85
+NUMBERS = ("zero", "one", "two", "three", "four")
+WHERE = (
+    ("in the upper left corner", "at the top left", "high up on the left"),
+    ("along the top edge", "near the upper border", "top and centre"),
+    ("in the top right corner", "up at the right", "high towards the right side"),
+    ("halfway down the left side", "by the left edge", "at mid height, far left"),
+    ("right in the middle", "at the centre of the frame", "dead centre"),
+    ("by the right edge", "halfway down on the right", "at mid height, far right"),
+    ("in the lower left corner", "down at the bottom left", "low on the left"),
+    ("along the bottom edge", "near the lower border", "at the foot of the picture"),
+    ("in the bottom right corner", "down on the right", "low towards the right side"),
+)
+CELLS = (
+    "top left",
+    "top centre",
+    "top right",
+    "middle left",
+    "centre",
+    "middle right",
+    "bottom left",
+    "bottom centre",
+    "bottom right",
+)
+SIZE_WORDS = (("small", "little", "tiny"), ("large", "big", "huge"))
+PATTERN_WORDS = (("plain", "plain", "plain"), ("striped", "striped", "stripy"), ("dotted", "spotted", "dotted"))
+VERBS = {
+    "circle": ("rests", "sits"),
+    "square": ("stands", "is set"),
+    "triangle": ("rises", "points upward"),
+    "star": ("shines", "glows"),
+    "ring": ("hangs", "floats"),
+    "cross": ("is fixed", "appears"),
+}
+OPENINGS = {
+    "meadow": (
+        "A green meadow lies under pale daylight, with {n} on it.",
+        "The picture shows {n} scattered over grass below a bright sky.",
+        "Fresh grass and clear air surround {n}.",
+    ),
+    "night sky": (
+        "It is night, and {n} can be seen among countless stars.",
+        "Darkness fills this view, where {n} hover in space.",
+        "Against a deep blue sky, somebody has drawn {n}.",
+    ),
+    "beach": (
+        "Sand meets blue water in this view of a shore holding {n}.",
+        "On a sunny beach, {n} have been left behind.",
+        "We look at warm sand, a strip of sea and {n}.",
+    ),
+    "wooden floor": (
+        "Brown planks make up the ground, and {n} are laid out there.",
+        "{N} lie on boards of polished wood.",
+        "This wooden floor carries {n}.",
+    ),
+    "stone wall": (
+        "Grey blocks of stone form a wall bearing {n}.",
+        "An old brick surface serves as backdrop for {n}.",
+        "Somebody has put {n} onto rough masonry.",
+    ),
+    "tablecloth": (
+        "{N} decorate a chequered cloth in soft pastel tones.",
+        "Seen from above, this table is covered with checks and {n}.",
+        "The fabric, pale pink and blue, shows {n}.",
+    ),
+}
+DESCENDING = {"beach": 0.8, "night sky": 0.75, "stone wall": 0.3}
+BOTTOM_UP = ("Beginning at the bottom, ", "From below, ", "Working upward, ")
+FIRST = (
+    "{np} {v} {l}.",
+    "{l}, {np} {v}.",
+    "the eye first falls on {np} {l}.",
+    "one notices {np}, which {v} {l}.",
+    "what stands out is {np} {l}.",
+    "you find {np} {l}.",
+)
+NEXT = (
+    "Then comes {np}, placed {l}.",
+    "{l} there {v} {np}.",
+    "{np} {v} {l}.",
+    "A second glance reveals {np} {l}.",
+    "It shares this space with {np} {l}.",
+    "Not to be missed: {np}, {l}.",
+)
+LATER = (
+    "Further on, {l}, {np} {v}.",
+    "Another item is {np}; it {v} {l}.",
+    "{l} we also meet {np}.",
+    "Besides, {np} occupies a spot {l}.",
+    "{np} has its place {l}.",
+    "Look {l} for {np}.",
+)
+LAST = (
+    "Finally, {np} {v} {l}.",
+    "The group ends with {np}, {l}.",
+    "{l}, {np} completes the set.",
+    "{np}, seen {l}, makes up the rest.",
+    "To finish, {np} was added {l}.",
+    "Last of all, {l}, {v} {np}.",
+)
+RELATIONS = {
+    "left": (
+        "The {a} is to the left of the {b}.",
+        "Measured against the {b}, the {a} lies further left.",
+        "If you start from the {b}, go left until reaching the {a}.",
+    ),
+    "right": (
+        "The {a} is to the right of the {b}.",
+        "Measured against the {b}, the {a} lies further right.",
+        "If you start from the {b}, go right until reaching the {a}.",
+    ),
+    "above": (
+        "The {a} is higher than the {b}.",
+        "Above the {b}, one sees the {a}.",
+        "Moving up from the {b} leads towards the {a}.",
+    ),
+    "below": (
+        "The {a} is lower than the {b}.",
+        "Beneath the {b}, one sees the {a}.",
+        "Moving down from the {b} leads towards the {a}.",
+    ),
+}
+OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+MOODS = {
+    "meadow": (
+        "Everything feels calm, like an afternoon in spring.",
+        "Such a place invites people for a walk.",
+        "No wind seems to blow today.",
+    ),
+    "night sky": (
+        "Silence must reign up here.",
+        "Nothing else disturbs that quiet darkness.",
+        "One could dream for hours under these lights.",
+    ),
+    "beach": (
+        "Holiday weather, by all appearances.",
+        "Waves are likely to wash them away soon.",
+        "Children might have been playing just before.",
+    ),
+    "wooden floor": (
+        "Perhaps a game has only begun.",
+        "Their arrangement looks accidental rather than planned.",
+        "A carpenter would be proud of such timber.",
+    ),
+    "stone wall": (
+        "Time has left its marks between those bricks.",
+        "As street art goes, this is modest work.",
+        "Cool shade dominates, giving a serious impression.",
+    ),
+    "tablecloth": (
+        "Dinner could be served at any moment.",
+        "Pastels lend some charm, yet remain discreet.",
+        "It makes for cheerful, homely company.",
+    ),
+}
+ALONE = (
+    "Apart from that, nothing else is present, which leaves plenty of room around it.",
+    "All remaining space stays empty, so attention goes straight there.",
+    "No other shape keeps it company.",
+)
+
+CAPTION_PROMPTS = (
+    "Describe the image in detail.",
+    "Describe this image in detail.",
+    "What do you see in this picture? Explain in detail.",
+    "Write a detailed description of the scene.",
+    "Please describe the picture.",
+)
+BRIEF_PROMPTS = ("Give a brief caption.", "Summarise the image in one sentence.")
+LIST_PROMPTS = ("List the objects in the image.", "Make a list of everything you see.")
+
+
+def _pick(options: Sequence[str], favourite: int, rng: random.Random) -> str:
+    """The option with index `favourite` (modulo their number), or now and then another."""
+    if rng.random() < FAVOURITE:
+        return options[favourite % len(options)]
+    return rng.choice(options)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _with_article(words: str) -> str:
+    return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+def short_name(thing: Object) -> str:
+    """Colour and shape, which no two objects of a scene share: "red star"."""
+    return f"{COLOURS[thing.colour]} {SHAPES[thing.shape]}"
+
+
+def _noun_phrase(thing: Object, rng: random.Random) -> str:
+    """The object with its attributes: "a tiny red star with stripes"."""
+    size = _pick(SIZE_WORDS[thing.size], thing.shape, rng)
+    colour, shape = COLOURS[thing.colour], SHAPES[thing.shape]
+    pattern = _pick(PATTERN_WORDS[thing.pattern], thing.shape, rng)
+    forms = (
+        f"{size} {colour} {shape}",
+        f"{colour} {shape} that is {size}",
+        f"{size} {shape} in {colour}",
+    )
+    if thing.pattern:
+        forms = (
+            f"{size} {pattern} {colour} {shape}",
+            f"{colour} {shape}, {size} and {pattern}",
+            f"{size} {colour} {shape} with a {pattern} surface",
+        )
+    return _with_article(_pick(forms, thing.colour, rng))
+
+
+def _location(thing: Object, rng: random.Random) -> str:
+    return _pick(WHERE[thing.cell], thing.size, rng)
+
+
+def _object_sentence(frames: Sequence[str], thing: Object, favourite: int, rng: random.Random) -> str:
+    frame = _pick(frames, favourite, rng)
+    verb = _pick(VERBS[SHAPES[thing.shape]], thing.size, rng)
+    return frame.format(np=_noun_phrase(thing, rng), v=verb, l=_location(thing, rng))
+
+
+def relation(a: Object, b: Object) -> str:
+    """Where `a` is, seen from `b`: above or below if their rows differ, else left or right."""
+    if a.row != b.row:
+        return "above" if a.row < b.row else "below"
+    return "left" if a.column < b.column else "right"
+
+
+def _relation_sentence(scene: Scene, rng: random.Random) -> str:
+    pairs = list(zip(scene.objects, scene.objects[1:], strict=False))
+    a, b = pairs[0] if rng.random() < FAVOURITE else rng.choice(pairs)
+    if _pick(("forward", "backward"), scene.place, rng) == "backward":
+        a, b = b, a
+    frame = _pick(RELATIONS[relation(a, b)], a.shape, rng)
+    return frame.format(a=short_name(a), b=short_name(b))
+
+
+def _count_phrase(count: int, rng: random.Random, favourite: int) -> str:
+    if count == 1:
+        return _pick(("a single shape", "one lonely shape", "just one shape"), favourite, rng)
+    noun = _pick(("shapes", "figures", "objects"), favourite, rng)
+    return f"{NUMBERS[count]} {noun}"
+
+
+def _joined(words: Sequence[str]) -> str:
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
+
+
+def _remark(scene: Scene, rng: random.Random) -> str:
+    """A sentence about all objects: their patterns, sizes or colours."""
+    things = scene.objects
+    patterned = [thing for thing in things if thing.pattern]
+    sizes = {thing.size for thing in things}
+    if not patterned:
+        patterns = "None of them has any pattern."
+    elif len(patterned) == len(things):
+        patterns = "Every one carries some pattern."
+    else:
+        patterns = f"Patterns appear on the {_joined([SHAPES[t.shape] for t in patterned])} only."
+    size = "Both sizes occur." if len(sizes) == 2 else f"All happen to be {SIZES[sizes.pop()]}."
+    colours = list(dict.fromkeys(COLOURS[thing.colour] for thing in things))
+    palette = f"As colours go, there is {_joined(colours)}."
+    return _pick((patterns, size, palette), scene.place, rng)
+
+
+def caption(scene: Scene, rng: random.Random) -> str:
+    """Several sentences: the place and count, each object, how two of them relate, an impression."""
+    place, things = PLACES[scene.place], list(scene.objects)
+    count = _count_phrase(len(things), rng, scene.place)
+    opening = _pick(OPENINGS[place], len(things), rng)
+    sentences = [opening.format(n=count, N=_capital(count))]
+    if len(things) == 1:
+        # A single shape cannot "have been left" or "are laid out".
+        for plural, singular in ((" have been", " has been"), (" are laid", " is laid"), (" lie ", " lies ")):
+            sentences[0] = sentences[0].replace(plural, singular)
+        for plural, singular in ((" decorate ", " decorates "), (" hover ", " hovers ")):
+            sentences[0] = sentences[0].replace(plural, singular)
+    prefix = ""
+    if len(things) > 1 and rng.random() < DESCENDING.get(place, 0.1):
+        things.reverse()
+        prefix = _pick(BOTTOM_UP, len(things), rng)
+    for i, thing in enumerate(things):
+        frames = FIRST if i == 0 else LAST if i == len(things) - 1 else NEXT if i == 1 else LATER
+        said = _object_sentence(frames, thing, thing.shape, rng)
+        sentences.append(_capital((prefix if i == 0 else "") + said))
+    if len(things) > 1:
+        sentences.append(_relation_sentence(scene, rng))
+        sentences.append(_remark(scene, rng))
+    else:
+        sentences.append(_pick(ALONE, things[0].shape, rng))
+    sentences.append(_pick(MOODS[place], things[0].shape, rng))
+    return " ".join(sentences)
+
+
+def brief(scene: Scene, rng: random.Random) -> str:
+    """One sentence that names every object."""
+    names = _joined([_with_article(short_name(thing)) for thing in scene.objects])
+    place = PLACES[scene.place]
+    return _pick((f"{_capital(names)} on a {place}.", f"A {place} with {names}."), scene.place, rng)
+
+
+def listing(scene: Scene) -> str:
+    """A numbered list in reading order, with every attribute."""
+    lines = [f"Place: {PLACES[scene.place]}. Objects: {NUMBERS[len(scene.objects)]}."]
+    for i, thing in enumerate(scene.objects):
+        attributes = f"{SIZES[thing.size]} {COLOURS[thing.colour]} {PATTERNS[thing.pattern]} {SHAPES[thing.shape]}"
+        lines.append(f"{i + 1}. {attributes}, {CELLS[thing.cell]}")
+    return "\n".join(lines)
+
+
+def _ask_count(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    count = len(scene.objects)
+    names = _joined([_with_article(short_name(thing)) for thing in scene.objects])
+    head = "There is one object" if count == 1 else f"There are {NUMBERS[count]} objects"
+    return "How many objects are there?", f"{head} on this {PLACES[scene.place]}: {names}."
+
+
+def _ask_cell(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    thing = rng.choice(scene.objects)
+    return f"What is at the {CELLS[thing.cell]}?", f"At the {CELLS[thing.cell]} you can see {_noun_phrase(thing, rng)}."
+
+
+def _ask_where(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    thing = rng.choice(scene.objects)
+    name = short_name(thing)
+    return f"Where is the {name}?", f"The {name} is at the {CELLS[thing.cell]} of the picture, {_location(thing, rng)}."
+
+
+def _ask_place(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    place = PLACES[scene.place]
+    mood = _pick(MOODS[place], scene.objects[0].shape, rng)
+    return "Where was this picture taken?", f"The background is a {place}. {mood}"
+
+
+def _ask_look(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    thing = rng.choice(scene.objects)
+    name = short_name(thing)
+    return (
+        f"What does the {name} look like?",
+        f"The {name} is {SIZES[thing.size]} and its surface is {PATTERNS[thing.pattern]}.",
+    )
+
+
+def _ask_relation(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    a, b = rng.sample(scene.objects, 2)
+    frame = RELATIONS[relation(a, b)][0]
+    question = f"Where is the {short_name(a)} relative to the {short_name(b)}?"
+    return question, frame.format(a=short_name(a), b=short_name(b))
+
+
+def _ask_colour(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    thing = rng.choice(scene.objects)
+    same = [SHAPES[o.shape] for o in scene.objects if o.colour == thing.colour]
+    colour = COLOURS[thing.colour]
+    verb = "is" if len(same) == 1 else "are"
+    return f"Which objects are {colour}?", f"The {_joined(same)} {verb} {colour}."
+
+
+_QUESTIONS = (_ask_count, _ask_cell, _ask_where, _ask_place, _ask_look, _ask_colour, _ask_relation)
+
+
+def question(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """A question about the scene and its answer."""
+    kinds = _QUESTIONS if len(scene.objects) > 1 else _QUESTIONS[:-1]
+    return rng.choice(kinds)(scene, rng)
+
+
+def conversation(scene: Scene, kind: str, rng: random.Random) -> tuple[str, str]:
+    """A prompt and its answer. `kind`: caption, brief, list or question."""
+    if kind == "caption":
+        return rng.choice(CAPTION_PROMPTS), caption(scene, rng)
+    if kind == "brief":
+        return rng.choice(BRIEF_PROMPTS), brief(scene, rng)
+    if kind == "list":
+        return rng.choice(LIST_PROMPTS), listing(scene)
+    return question(scene, rng)

@@ -1,0 +1,182 @@
+"""Stages 2 and 4: the language model learns to say what the visual tokens show.
+
+    python train_language.py --output runs/symbols --visual symbols --layers 4 --steps 190 --floor 1
+    python train_language.py --output runs/deep --visual symbols --layers 12 --init runs/symbols --steps 420
+    python train_language.py --output runs/joint --visual pixels --layers 12 --init runs/aligned --steps 300 --rate 0.01
+
+With `--visual symbols` the visual tokens are sums of learned vectors, one for each label of a patch:
+the language model learns what to do with them while the vision tower is still being trained.
+`align.py` then fits the projector to these vectors, and with `--visual pixels` everything but the
+vision tower is trained on real pictures. A deeper model starts from a shallower one, repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from data import Batch, Conversations, make_batch
+from fastops import cross_entropy
+from labels import NONE, NUM_CLASSES
+from mlx.utils import tree_flatten
+from model import Llava, TextShape, VisionShape
+from render import PATCHES
+from runs import load_run, make_optimizer, save_run, set_rate
+from tokenizers import Tokenizer
+
+SPLIT = 20_000_000
+HELD_OUT = 30_000_000
+CORRUPTED = 0.02  # share of visual tokens whose labels come from another patch of the same picture
+NOISE = 0.1  # standard deviation, relative to the vectors'
+KINDS = ("caption", "caption", "question+question+question+question", "list+question+brief")
+
+
+class Learner(nn.Module):
+    """The target and the table of symbolic visual tokens."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        text = TextShape(num_hidden_layers=layers)
+        self.target = Llava(VisionShape(), text)
+        self.table = mx.random.normal((NUM_CLASSES, text.hidden_size)) * 0.05
+
+
+def visual_rows(model: Learner, visual: str, batch: dict[str, mx.array]) -> mx.array:
+    """[B, N, D] visual tokens that are kept."""
+    if visual == "pixels":
+        rows = model.target.visual_tokens(batch["pixels"])
+        return mx.take_along_axis(rows, batch["kept"][..., None], axis=1)
+    table = mx.concatenate([model.table, mx.zeros((NONE + 1 - NUM_CLASSES, model.table.shape[1]))])
+    rows = table[batch["classes"]].sum(axis=-2)
+    return rows + batch["noise"] * mx.stop_gradient(rows.std())
+
+
+def as_inputs(batch: Batch, visual: str, width: int, noisy: bool) -> dict[str, mx.array]:
+    """The arrays that a step needs, on the device."""
+    out = {"kept": batch.kept, "tokens": batch.tokens, "weights": batch.weights}
+    if visual == "pixels":
+        out["pixels"] = batch.pixels
+        return {k: mx.array(v) for k, v in out.items()}
+    rng = np.random.default_rng(int(batch.tokens.sum()))
+    kept = batch.kept.copy()
+    if noisy:
+        wrong = rng.random(kept.shape) < CORRUPTED
+        kept[wrong] = rng.integers(0, PATCHES, int(wrong.sum()))
+    out["classes"] = np.take_along_axis(batch.classes, kept[..., None], axis=1)
+    scale = NOISE if noisy else 0.0
+    out["noise"] = (scale * rng.standard_normal((*kept.shape, width))).astype(np.float32)
+    return {k: mx.array(v) for k, v in out.items()}
+
+
+def loss_of(model: Learner, visual: str, prefix: mx.array, batch: dict[str, mx.array]) -> mx.array:
+    """Mean cross-entropy of the answers' tokens [nats]."""
+    target, tokens = model.target, batch["tokens"]
+    size, first = tokens.shape[0], prefix.shape[0]
+    before = mx.broadcast_to(target.language_model.model.embed_tokens(prefix), (size, first, model.table.shape[1]))
+    shared = mx.concatenate([before, visual_rows(model, visual, batch)], axis=1)
+    steps = mx.broadcast_to(mx.arange(first), (size, first))
+    positions = mx.concatenate([steps, batch["kept"] + first], axis=1)
+    _, hidden = target.hidden(shared, positions, tokens, first + PATCHES)
+    logits = target.logits(hidden[:, :, :-1]).reshape(-1, target._shape.vocab_size)
+    return cross_entropy(logits, tokens[:, :, 1:].reshape(-1), batch["weights"][:, :, :-1].reshape(-1))
+
+
+def stacked(weights: dict[str, mx.array], layers: int) -> list[tuple[str, mx.array]]:
+    """A shallower model's weights, its layers repeated in order until there are `layers`."""
+    mark = "language_model.model.layers."
+    found = {int(k.split(mark)[1].split(".")[0]) for k in weights if mark in k}
+    out = {k: v for k, v in weights.items() if mark not in k}
+    for layer in range(layers):
+        source = f"{mark}{layer % len(found)}."
+        for k, v in weights.items():
+            if source in k:
+                out[k.replace(source, f"{mark}{layer}.")] = v
+    return list(out.items())
+
+
+def held_out_loss(model: Learner, args: argparse.Namespace, chat: Conversations, shift: int = 0) -> float:
+    """Mean loss on held-out scenes; `shift` > 0 shows each conversation another scene's picture."""
+    losses = []
+    for start in range(HELD_OUT, HELD_OUT + 32, 16):
+        batch = make_batch(chat, start, 16, args.kept)
+        if shift:
+            rolled = {k: np.roll(getattr(batch, k), shift, axis=0) for k in ("pixels", "classes", "kept")}
+            batch = Batch(tokens=batch.tokens, weights=batch.weights, **rolled)
+        inputs = as_inputs(batch, args.visual, model.table.shape[1], noisy=False)
+        losses.append(loss_of(model, args.visual, mx.array(chat.prefix), inputs).item())
+    return round(float(np.mean(losses)), 4)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--tokenizer", type=Path, default=Path("runs/tokenizer.json"))
+    parser.add_argument("--init", type=Path, help="folder of an earlier stage")
+    parser.add_argument("--visual", choices=("symbols", "pixels"), required=True)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--kept", type=int, default=80, help="visual tokens read, of 256")
+    parser.add_argument("--kinds", nargs="+", default=list(KINDS), help="conversations about a picture")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rate", type=float, default=0.02, help="Muon's; AdamW has a tenth")
+    parser.add_argument("--floor", type=float, default=0.02, help="last rate, relative to --rate")
+    parser.add_argument("--offset", type=int, default=0, help="first scene, so that stages see new ones")
+    parser.add_argument("--report", type=float, default=240, help="seconds between checkpoints")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    mx.random.seed(1)
+    chat = Conversations(Tokenizer.from_file(str(args.tokenizer)), tuple(args.kinds))
+    model = Learner(args.layers)
+    if args.init:
+        weights: Any = mx.load(str(args.init / "checkpoint.safetensors"))
+        kept = {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
+        model.load_weights(stacked(kept, args.layers))
+    model.target.vision_tower.freeze()
+    if args.visual == "symbols":
+        model.target.multi_modal_projector.freeze()
+    if args.init:
+        model.freeze(recurse=False, keys=["table"])
+    optimizer = make_optimizer(args.rate)
+    step, spent = load_run(args.output, model, optimizer)
+    prefix = mx.array(chat.prefix)
+    mx.eval(model.parameters())
+    print(sum(v.size for _, v in tree_flatten(model.trainable_parameters())), "trainable", flush=True)
+
+    def update(batch: dict[str, mx.array]) -> mx.array:
+        loss, gradients = nn.value_and_grad(model, lambda m: loss_of(m, args.visual, prefix, batch))(model)
+        gradients, _ = optim.clip_grad_norm(gradients, 1.0)
+        optimizer.update(model, gradients)
+        return loss
+
+    width = model.table.shape[1]
+    begin, average, shown, tokens = time.monotonic() - spent, 0.0, 0.0, 0
+    while step < args.steps:
+        set_rate(optimizer, args.rate, step, args.steps, args.floor)
+        batch = make_batch(chat, SPLIT + args.offset + step * args.batch, args.batch, args.kept)
+        loss = update(as_inputs(batch, args.visual, width, noisy=True))
+        mx.eval(model.parameters(), optimizer.state, loss)
+        step, tokens = step + 1, tokens + int(batch.weights.sum())
+        average = loss.item() if step == 1 else 0.97 * average + 0.03 * loss.item()
+        elapsed = time.monotonic() - begin
+        if elapsed - shown > args.report:
+            shown = elapsed
+            save_run(args.output, model, optimizer, step, elapsed)
+            row: dict[str, Any] = {"step": step, "seconds": round(elapsed), "loss": round(average, 4)}
+            row |= {"held_out": held_out_loss(model, args, chat), "other_picture": held_out_loss(model, args, chat, 1)}
+            print(json.dumps(row | {"answer_tokens": tokens}), flush=True)
+    save_run(args.output, model, optimizer, step, time.monotonic() - begin)
+
+
+if __name__ == "__main__":
+    main()
