@@ -60,10 +60,11 @@ def make_prompt(
     except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
         raise ValueError(f"The checkpoint's processor must take the prompt: {error}") from error
     tokens = tuple(arrays["input_ids"][0].tolist())
+    # The attention mask of one sequence says nothing, and would not fit a prompt with an answer.
     inputs = {
         name: value
         for name, value in arrays.items()
-        if name != "input_ids" and isinstance(value, mx.array)
+        if name not in ("input_ids", "attention_mask") and isinstance(value, mx.array)
     }
     spans = _find_spans(loaded, tokens, inputs, len(pictures))
     _check_length(loaded, tokens, spans)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from flash_mlx.targets import LoadedTarget, load_target
 from tiny import build_llava, build_qwen
 
 
@@ -20,3 +21,22 @@ def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen2.5-VL checkpoint with random weights (a folder; do not change it)."""
     return build_qwen(tmp_path_factory.mktemp("tiny") / "tiny-qwen2.5-vl")
+
+
+@pytest.fixture(scope="session")
+def llava(tiny_llava: Path) -> LoadedTarget:
+    """The tiny LLaVA-1.5, loaded (do not change it)."""
+    return load_target(tiny_llava)
+
+
+@pytest.fixture(scope="session")
+def qwen(tiny_qwen: Path) -> LoadedTarget:
+    """The tiny Qwen2.5-VL, loaded (do not change it)."""
+    return load_target(tiny_qwen)
+
+
+@pytest.fixture(scope="session", params=["llava", "qwen"])
+def loaded(request: pytest.FixtureRequest) -> LoadedTarget:
+    """Each of the tiny targets in turn (do not change them)."""
+    target: LoadedTarget = request.getfixturevalue(request.param)
+    return target

@@ -297,7 +297,7 @@ def _random_weights(model: nn.Module, seed: int) -> dict[str, mx.array]:
         elif value.ndim == 1:
             weight = rng.normal(0, 0.02, value.shape)
         elif "embed_tokens" in name or "position_embedding" in name:
-            weight = rng.normal(0, 0.35, value.shape)
+            weight = rng.normal(0, 1.0, value.shape)
         else:
             weight = rng.normal(0, np.prod(value.shape[1:]) ** -0.5, value.shape)
         weights[name] = mx.array(weight.astype(np.float32))

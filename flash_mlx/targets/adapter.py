@@ -157,10 +157,10 @@ class MlxVlmTarget:
         Returns:
             Embeddings [1, T, D]; under M-RoPE positions [3, 1, T], else None; and the rope delta.
         """
-        inputs = dict(prompt.inputs)
-        mask = inputs.pop("attention_mask", None)
+        # One sequence without padding needs no attention mask, whatever the processor returned.
+        inputs = {name: x for name, x in prompt.inputs.items() if name != "attention_mask"}
         pixel_values = inputs.pop("pixel_values", None)
-        features = self.model.get_input_embeddings(ids, pixel_values, mask=mask, **inputs)
+        features = self.model.get_input_embeddings(ids, pixel_values, **inputs)
         mx.eval(features.inputs_embeds)
         if not self.family.mrope:
             return features.inputs_embeds, None, 0
