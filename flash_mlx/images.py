@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,7 +69,8 @@ def _read(stream: BinaryIO, size: int, name: str) -> Image.Image:
     if size == 0:
         raise ValueError(f"{name} must be a picture; it is empty (0 bytes).")
     try:
-        image = Image.open(stream)
+        with _strict_pillow():
+            image = Image.open(stream)
     except UnidentifiedImageError as error:
         raise ValueError(
             f"{name} must be a picture in a format that Pillow reads (JPEG, PNG, WebP, GIF, ...); "
@@ -88,9 +90,9 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
     if image.width == 0 or image.height == 0:
         raise ValueError(f"{name} must have pixels; it is {image.width} x {image.height}.")
     try:
-        with _no_grey_filling():
+        with _strict_pillow():
             image.load()
-        return _to_rgb(_upright(image))
+            return _to_rgb(_upright(image))
     except DAMAGED as error:
         raise ValueError(
             f"{name} must be a whole picture; it is damaged or cut off: {error}. Copy it again."
@@ -133,11 +135,13 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 
 @contextmanager
-def _no_grey_filling() -> Iterator[None]:
-    """Make Pillow raise on truncated data even where another library asked it not to."""
+def _strict_pillow() -> Iterator[None]:
+    """Let Pillow raise on truncated data, whatever another library asked of it, and not chat."""
     allowed = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = allowed
