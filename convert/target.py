@@ -50,7 +50,7 @@ def convert_target(
     blas.require()
     if mlx_path.exists() and (not mlx_path.is_dir() or any(mlx_path.iterdir())):
         raise FileExistsError(
-            f"--mlx-path must name a new or an empty folder; {str(mlx_path)!r} exists. "
+            f"The folder to write must be new or empty; {mlx_path} exists. "
             "Remove it or choose another."
         )
     source = resolve_path(hf_path, revision)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -47,7 +47,7 @@ class Model:
         is_demo: Whether the target is the bundled demo, which only knows drawn scenes.
     """
 
-    loaded: LoadedTarget
+    loaded: LoadedTarget = field(repr=False)
     drafter: FlashDrafter | None
     name: str
     draft_name: str

@@ -3,12 +3,15 @@
 import flash_mlx  # noqa: F401  binds the BLAS, which works only before mlx.core is imported
 
 # isort: split
+import os
 from pathlib import Path
 
 import pytest
 
 from flash_mlx.targets import LoadedTarget, load_target
 from tiny import build_llava, build_qwen
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
 
 
 @pytest.fixture(scope="session")

@@ -221,8 +221,9 @@ def _statistics(answer: GenerationResponse) -> str:
             f"{100 * stats.acceptance_rate:.1f}% of drafted, "
             f"avg draft {stats.drafted / stats.rounds:.2f}) over {stats.rounds} rounds"
         )
+    acceptance = f"acceptance {100 * stats.acceptance_rate:.1f}%, " if stats.drafted else ""
     lines.append(
-        f"Speed: {stats.mean_acceptance_length:.2f} tokens per target pass, "
+        f"Speed: {stats.mean_acceptance_length:.2f} tokens per target pass, {acceptance}"
         f"prefill {stats.prefill_seconds:.3f} s, decode {stats.decode_seconds:.3f} s"
     )
     if answer.visual_tokens:

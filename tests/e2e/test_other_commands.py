@@ -1,0 +1,79 @@
+"""`flash-mlx convert`, `doctor` and the group itself."""
+
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from commands import FLASH_MLX
+from flash_mlx.cli import run
+from flash_mlx.generate import generate, load
+from tiny import random_image
+
+
+def test_help_answers_at_once_and_lists_what_there_is() -> None:
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        text = subprocess.run([FLASH_MLX, "--help"], capture_output=True, text=True, check=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.3
+    for command in ("generate", "convert", "doctor"):
+        assert f"\n  {command} " in text.stdout
+
+
+def test_doctor_says_what_computes(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--json"]) == 0
+    report = json.loads(capfd.readouterr().out)
+    assert report["row_cost"].keys() == {"1", "2", "4", "8", "16"}
+    assert report["row_cost"]["1"] == 1
+    assert report["versions"]["mlx"]
+    assert report["backend"] in ("Metal", "CUDA", "CPU")
+    assert run(["doctor"]) == 0
+    text = capfd.readouterr().out
+    assert report["blas"]["name"] in text
+    assert "Row cost   1: 1.00" in text
+
+
+def test_converted_targets_say_the_same(
+    tiny_llava: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    converted = tmp_path / "deep" / "converted"
+    assert run(["convert", "--hf-path", str(tiny_llava), "--mlx-path", str(converted)]) == 0
+    assert capfd.readouterr().out == ""
+    settings = {"max_tokens": 16, "temperature": 0.0}
+    before, after = (
+        generate(load(path, "none"), "What?", random_image(), **settings).token_ids
+        for path in (tiny_llava, converted)
+    )
+    assert before == after
+    assert [file.name for file in converted.parent.iterdir()] == ["converted"]
+
+
+def test_quantised_targets_load(tiny_llava: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "quantised"
+    folder.mkdir()
+    words = ["--hf-path", str(tiny_llava), "--mlx-path", str(folder), "--dtype", "float16"]
+    assert run(["convert", *words, "-q", "--q-bits", "8", "--q-group-size", "32"]) == 0
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["quantization"]["bits"], config["quantization"]["group_size"]) == (8, 32)
+    assert generate(load(folder), "What?", max_tokens=4).stats.generation_tokens == 4
+    assert run(["convert", *words]) == 1  # not over what is there
+
+
+def test_a_conversion_that_fails_leaves_nothing(
+    tiny_llava: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for file in tiny_llava.iterdir():
+        (broken / file.name).write_bytes(file.read_bytes()[:1000])
+    for source in (broken, tmp_path / "missing"):
+        words = ["--hf-path", str(source), "--mlx-path", str(tmp_path / "result")]
+        assert run(["convert", *words]) == 1
+        err = capfd.readouterr().err
+        assert "flash-mlx: error: " in err
+        assert "Traceback" not in err
+    assert [file.name for file in tmp_path.iterdir()] == ["broken"]
