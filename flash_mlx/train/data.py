@@ -1,0 +1,242 @@
+"""Examples, and batches of them as arrays of rows and positions.
+
+An example is a prompt and what the target answered. Every token of the answer but the last can be
+a root: the drafter stands at the row before it, and its k slots are taught by the k rows after
+that one, whose tokens the target chose. Nothing is asked about what follows the answer's end.
+
+Example, in row numbers: a prompt of 4 rows and an answer of tokens 4, 5, 6. Base row 3 has root 4
+and drafts tokens 5 (slot 0, taught by row 4) and 6 (slot 1, taught by row 5); base row 4 has root
+5 and drafts token 6 (slot 0, taught by row 5).
+
+Shapes:
+    B: sequences.    T: rows of a sequence.    R: its rows of text.    S: rows of its compressed
+    sequence.    I: images.    N: rows of an image.    M: latents.    Q: base rows of a sequence.
+    n: base rows of all sequences.    k: slots.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from flash_mlx.draft import Layout
+from flash_mlx.prompt import Prompt
+
+ROUND = 16  # sizes are padded to multiples of this, so that few shapes occur
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A prompt and the target's answer to it.
+
+    Attributes:
+        prompt: What the target read.
+        answer: What it said, its stop token included. With fewer than two tokens there is
+            nothing to draft.
+    """
+
+    prompt: Prompt
+    answer: tuple[int, ...]
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """[T] prompt and answer."""
+        return self.prompt.tokens + self.answer
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """A batch as the drafter sees it. Padding is 0 and has no weight.
+
+    Attributes:
+        text_rows: [B, R] int32, rows that are text.
+        followers: [B, R] int32, the token that follows each of them.
+        num_raw: [B] int32, leading text rows, those before the first image.
+        image_rows: [B, I, N] int32, rows of each image.
+        image_mask: [B, I, 1, N] float32, 0 at rows of the image, -inf at padding.
+        order: [B, S] int32, position in the compressed sequence -> row of the pool, which is the
+            R text rows followed by the I * M latents.
+        base: [B, Q] int32, position of each base row in the compressed sequence.
+        base_rows: [B, Q] int32, the base row itself.
+        chosen: [n] int32, place b * Q + q of each base row that is not padding.
+        teacher_rows: [n] int32, place b * T + row of the row after each of these.
+        teacher: [n, k] int32, which entry of `teacher_rows` teaches slot i.
+        said: [n, k] int32, the token before the one that slot i drafts; at slot 0 the root.
+        weight: [n, k] float32, 1 where there is a token to draft.
+    """
+
+    text_rows: mx.array
+    followers: mx.array
+    num_raw: mx.array
+    image_rows: mx.array
+    image_mask: mx.array
+    order: mx.array
+    base: mx.array
+    base_rows: mx.array
+    chosen: mx.array
+    teacher_rows: mx.array
+    teacher: mx.array
+    said: mx.array
+    weight: mx.array
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Some examples, padded.
+
+    Attributes:
+        examples: B of them.
+        tokens: [B, T] int32, prompt and answer, then zeros.
+        inputs: What the drafter is trained on.
+    """
+
+    examples: tuple[Example, ...]
+    tokens: mx.array
+    inputs: Inputs
+
+
+def collate(examples: Sequence[Example], num_latents: int, block_size: int) -> Batch:
+    """Put examples side by side.
+
+    Args:
+        examples: B, at least one.
+        num_latents: M.
+        block_size: k.
+    """
+    layouts = [
+        Layout.of(len(e.tokens) - 1, e.prompt.image_spans, num_latents, len(e.prompt))
+        for e in examples
+    ]
+    num_text = _round(max(len(layout.text_rows) for layout in layouts))
+    bases = [_base_rows(e, layout) for e, layout in zip(examples, layouts, strict=True)]
+    orders = [
+        np.where(x.order < len(x.text_rows), x.order, x.order + num_text - len(x.text_rows))
+        for x in layouts
+    ]
+    image_rows, image_mask = _images(examples)
+    tokens = _pad([np.array(e.tokens) for e in examples])
+    num_base = _round(max(len(rows) for rows, _ in bases))
+    inputs = Inputs(
+        text_rows=_pad([layout.text_rows for layout in layouts]),
+        followers=_pad(
+            [np.array(e.tokens)[x.text_rows + 1] for e, x in zip(examples, layouts, strict=True)]
+        ),
+        num_raw=mx.array([layout.num_raw for layout in layouts], dtype=mx.int32),
+        image_rows=image_rows,
+        image_mask=image_mask,
+        order=_pad(orders),
+        base=_pad([positions for _, positions in bases]),
+        base_rows=_pad([rows for rows, _ in bases]),
+        **_slots(examples, tokens.shape[1], num_base, block_size),
+    )
+    return Batch(tuple(examples), tokens, inputs)
+
+
+class Epochs:
+    """The order of the examples, a function of the seed alone, so that it need not be saved.
+
+    Batches hold examples of similar length, in random order.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
+        """Remember what the order depends on.
+
+        Args:
+            lengths: Of each example.
+            batch_size: Examples in a batch; all of them, if there are fewer.
+            seed: Of the order.
+        """
+        self._lengths, self._seed = np.array(lengths), seed
+        self._batch_size = min(batch_size, len(lengths))
+        self._epoch, self._batches = -1, np.zeros((0, self._batch_size), dtype=np.int64)
+
+    def __getitem__(self, step: int) -> list[int]:
+        """Return the examples of a step; an epoch may leave out less than a batch of them."""
+        epoch, place = divmod(step, len(self._lengths) // self._batch_size)
+        if epoch != self._epoch:
+            rng = np.random.default_rng((self._seed, epoch))
+            chosen = rng.permutation(len(self._lengths))
+            # Alike in length, but not always with the same neighbours: a little noise.
+            noise = rng.uniform(0.9, 1.1, len(chosen))
+            chosen = chosen[: len(chosen) // self._batch_size * self._batch_size]
+            chosen = chosen[np.argsort(self._lengths[chosen] * noise[chosen], kind="stable")]
+            batches = chosen.reshape(-1, self._batch_size)
+            self._epoch, self._batches = epoch, rng.permutation(batches)
+        indices: list[int] = self._batches[place].tolist()
+        return indices
+
+
+def fingerprint(examples: Sequence[Example]) -> int:
+    """Return a number that other examples, or the same in another order, hardly have."""
+    check = 0
+    for example in examples:
+        content = (*example.tokens, -1, len(example.prompt), *sum(example.prompt.image_spans, ()))
+        check = zlib.crc32(np.array(content, dtype=np.int64).tobytes(), check)
+    return check
+
+
+def _base_rows(
+    example: Example, layout: Layout
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Return the example's base rows and their positions in the compressed sequence."""
+    start = len(example.prompt) - 1
+    rows = np.arange(start, start + len(example.answer) - 1, dtype=np.int32)
+    places = np.searchsorted(layout.text_rows, rows)
+    return rows, layout.positions()[places]
+
+
+def _slots(
+    examples: Sequence[Example], num_rows: int, num_base: int, block_size: int
+) -> dict[str, mx.array]:
+    """Return what teaches the slots of all base rows: see `Inputs`."""
+    total = sum(max(len(e.answer) - 1, 0) for e in examples)
+    chosen, teacher_rows = np.zeros((2, _round(total)), dtype=np.int32)
+    teacher, said = np.zeros((2, _round(total), block_size), dtype=np.int32)
+    weight = np.zeros((_round(total), block_size), dtype=np.float32)
+    slots, begin = np.arange(block_size), 0
+    for b, example in enumerate(examples):
+        count = max(len(example.answer) - 1, 0)
+        part, place = slice(begin, begin + count), np.arange(count)
+        chosen[part] = b * num_base + place
+        teacher_rows[part] = b * num_rows + len(example.prompt) + place
+        after = place[:, None] + slots  # the answer's token before the one that a slot drafts
+        inside = after < count
+        teacher[part] = np.where(inside, begin + after, 0)
+        said[part] = np.array(example.answer)[np.where(inside, after, 0)]
+        weight[part] = inside
+        begin += count
+    arrays = {"chosen": chosen, "teacher_rows": teacher_rows, "teacher": teacher, "said": said}
+    return {name: mx.array(value) for name, value in (arrays | {"weight": weight}).items()}
+
+
+def _images(examples: Sequence[Example]) -> tuple[mx.array, mx.array]:
+    """Return rows and mask of all images; a sequence with fewer has images of one row, row 0."""
+    spans = [e.prompt.image_spans for e in examples]
+    num_images = max(map(len, spans))
+    longest = max((stop - start for s in spans for start, stop in s), default=0)
+    rows = np.zeros((len(examples), num_images, longest), dtype=np.int32)
+    mask = np.full((len(examples), num_images, 1, longest), -np.inf, dtype=np.float32)
+    mask[..., :1] = 0
+    for b, images in enumerate(spans):
+        for i, (start, stop) in enumerate(images):
+            rows[b, i, : stop - start] = np.arange(start, stop)
+            mask[b, i, :, : stop - start] = 0
+    return mx.array(rows), mx.array(mask)
+
+
+def _round(size: int) -> int:
+    """Return the next multiple of ROUND, at least one."""
+    return max(-(-size // ROUND), 1) * ROUND
+
+
+def _pad(rows: Sequence[npt.NDArray[np.generic]]) -> mx.array:
+    """Stack rows of different lengths, zeros behind: [B, longest] int32."""
+    padded = np.zeros((len(rows), _round(max(map(len, rows)))), dtype=np.int32)
+    for line, row in zip(padded, rows, strict=True):
+        line[: len(row)] = row
+    return mx.array(padded)

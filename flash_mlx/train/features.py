@@ -1,0 +1,115 @@
+"""What the drafter learns from: the frozen target, and its pass over a batch.
+
+Nothing is dumped to disk: the target reads each batch when it is needed, and only rows that the
+drafter uses are gathered.
+
+Shapes: those of `data`. D: hidden size.    V: vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from flash_mlx.decode import Target
+from flash_mlx.draft import FlashModel
+from flash_mlx.draft.model import pool
+from flash_mlx.train.data import Batch, Inputs
+from flash_mlx.tree import DraftTree, Topology
+
+
+@dataclass(frozen=True, eq=False)
+class Teacher:
+    """The frozen target as three functions.
+
+    Attributes:
+        features: [B, T, D], the LM head's input at every row of a batch; padding may hold
+            anything finite. Called outside of the gradient.
+        embed: [R] ids -> [R, D].
+        lm_head: [R, D] -> [R, V]; gradients pass through it, to the drafter's output.
+    """
+
+    features: Callable[[Batch], mx.array]
+    embed: Callable[[mx.array], mx.array]
+    lm_head: Callable[[mx.array], mx.array]
+
+    @classmethod
+    def of(cls, target: Target) -> Teacher:
+        """Let a target read one example after the other, as it does when it generates."""
+
+        def features(batch: Batch) -> mx.array:
+            num_rows = batch.tokens.shape[1]
+            rows = []
+            for example in batch.examples:
+                cache = target.make_cache()
+                hidden = target.prefill(example.prompt, cache).hidden
+                if example.answer:
+                    chain = Topology.chain(len(example.answer) - 1)
+                    tree = DraftTree(chain, mx.array(example.answer, dtype=mx.int32))
+                    hidden = mx.concatenate([hidden, target.verify(tree, cache).hidden])
+                rows.append(mx.pad(hidden, [(0, num_rows - hidden.shape[0]), (0, 0)]))
+                mx.eval(rows[-1])  # one sequence's activations at a time
+            return mx.stack(rows)
+
+        return cls(features, target.embed, target.lm_head)
+
+
+def compress(
+    model: FlashModel,
+    inputs: Inputs,
+    hidden: mx.array,
+    embed: Callable[[mx.array], mx.array],
+) -> mx.array:
+    """Return the compressed sequences, [B, S, D].
+
+    Args:
+        model: The drafter.
+        inputs: The batch.
+        hidden: [B, T, D] the target's.
+        embed: The target's.
+    """
+    num_seqs, _, size = hidden.shape
+    text = mx.take_along_axis(hidden, inputs.text_rows[..., None], axis=1)
+    embedding = embed(inputs.followers.flatten()).reshape(text.shape).astype(text.dtype)
+    fused = model.fuse(embedding, text)
+    if not model.config.fuse_pre_image:
+        raw = mx.arange(fused.shape[1]) < inputs.num_raw[:, None]
+        fused = mx.where(raw[..., None], text, fused)
+    if inputs.image_rows.size == 0:
+        return mx.take_along_axis(fused, inputs.order[..., None], axis=1)
+    rows = inputs.image_rows.reshape(num_seqs, -1, 1)
+    images = mx.take_along_axis(hidden, rows, axis=1).reshape(*inputs.image_rows.shape, size)
+    latents = pool(model.A, images, inputs.image_mask).reshape(num_seqs, -1, size)
+    pieces = mx.concatenate([fused, latents], axis=1)
+    return mx.take_along_axis(pieces, inputs.order[..., None], axis=1)
+
+
+def slot_outputs(
+    model: FlashModel,
+    inputs: Inputs,
+    hidden: mx.array,
+    embed: Callable[[mx.array], mx.array],
+) -> mx.array:
+    """Return the LM head's inputs, [n, k, D], at all base rows that are not padding.
+
+    Slots are corrected by the answer's own tokens. That is what happens in decoding too wherever
+    it matters: after a wrong draft, later slots are dropped.
+
+    Args, shapes: see `compress`.
+    """
+    sequence = compress(model, inputs, hidden, embed)
+    at_base = mx.take_along_axis(hidden, inputs.base_rows[..., None], axis=1)
+    outputs = model(sequence, inputs.base, at_base)
+    outputs = outputs.reshape(-1, *outputs.shape[2:])[inputs.chosen]
+    if not model.config.hydra_size:
+        return outputs
+    later = inputs.said[:, 1:]
+    said = mx.cumsum(embed(later.flatten()).reshape(*later.shape, -1), axis=1)
+    corrected = [outputs[:, :1]]
+    for slot in range(1, outputs.shape[1]):
+        row = outputs[:, slot]
+        row = row + model.hydra(slot, said[:, slot - 1].astype(row.dtype), row)
+        corrected.append(row[:, None])
+    return mx.concatenate(corrected, axis=1)

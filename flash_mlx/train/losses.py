@@ -1,0 +1,157 @@
+"""Objectives, each a function of one slot's output and what the target said there.
+
+Shapes:
+    n: base rows.    k: slots.    D: hidden size.    V: vocabulary.    ...: any leading axes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from flash_mlx.draft import FlashModel
+from flash_mlx.train.data import Inputs
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """The share of each objective; those of weight 0 are not computed.
+
+    Attributes:
+        features: Of `smooth_l1`.
+        distribution: Of `soft_cross_entropy`.
+        argmax: Of `argmax_cross_entropy`.
+        acceptance: Of `negative_log_acceptance`.
+        slot_decay: Slot i counts `slot_decay ** i`.
+        until_fail: Whether a slot counts only if the target agrees with all slots before it,
+            because only then is it looked at.
+    """
+
+    features: float = 0.1
+    distribution: float = 1.0
+    argmax: float = 0.0
+    acceptance: float = 0.0
+    slot_decay: float = 0.9
+    until_fail: bool = False
+
+    @classmethod
+    def published(cls) -> LossWeights:
+        """Return those of FLASH: features 1, distribution 0.1, all slots alike."""
+        return cls(features=1.0, distribution=0.1, slot_decay=1.0)
+
+
+def smooth_l1(output: mx.array, feature: mx.array) -> mx.array:
+    """Return the mean over D of d^2 / 2 where d = |output - feature| < 1, else d - 1/2.
+
+    Args:
+        output: [..., D] the drafter's.
+        feature: [..., D] the target's hidden at the row that output stands for.
+
+    Source: FLASH, arXiv 2505.12728, L_reg (as EAGLE, arXiv 2401.15077).
+    """
+    distance = mx.abs(output - feature)
+    return mx.where(distance < 1, 0.5 * distance * distance, distance - 0.5).mean(axis=-1)
+
+
+def soft_cross_entropy(logits: mx.array, p: mx.array) -> mx.array:
+    """Return -sum_x p(x) log q(x): the divergence KL(p || q), but for the entropy of p.
+
+    Args:
+        logits: [..., V] the drafter's, of q.
+        p: [..., V] the target's distribution.
+
+    Source: FLASH, arXiv 2505.12728, L_cls.
+    """
+    return mx.logsumexp(logits, axis=-1) - (p * logits).sum(axis=-1)
+
+
+def argmax_cross_entropy(logits: mx.array, best: mx.array) -> mx.array:
+    """Return -log q(best), where `best` [...] is the target's most likely token."""
+    chosen = mx.take_along_axis(logits, best[..., None], axis=-1)[..., 0]
+    return mx.logsumexp(logits, axis=-1) - chosen
+
+
+def negative_log_acceptance(logits: mx.array, p: mx.array) -> mx.array:
+    """Return -log sum_x min(p(x), q(x)), of the chance that a draft drawn from q is accepted.
+
+    Args, shapes: see `soft_cross_entropy`.
+
+    Source: LK losses, arXiv 2602.23881.
+    """
+    overlap = mx.minimum(p, mx.softmax(logits, axis=-1)).sum(axis=-1)
+    return -mx.log(mx.maximum(overlap, 1e-6))
+
+
+def objective(
+    model: FlashModel,
+    inputs: Inputs,
+    outputs: mx.array,
+    features: mx.array,
+    lm_head: Callable[[mx.array], mx.array],
+    weights: LossWeights,
+    chunk: int = 4096,
+) -> tuple[mx.array, mx.array]:
+    """Return the loss and how often each slot agrees with the target.
+
+    The LM head sees only rows that count, `chunk` base rows at a time, and what it makes of them
+    is computed again for the gradient when there are several chunks.
+
+    Args:
+        model: The drafter.
+        inputs: The batch.
+        outputs: [n, k, D] from `features.slot_outputs`.
+        features: [n, D] the target's hidden at `inputs.teacher_rows`.
+        lm_head: The target's.
+        weights: Shares of the objectives.
+        chunk: Most base rows at a time.
+
+    Returns:
+        Scalar loss, a weighted mean over slots; [k + 1] float32 sums over base rows: how often
+        all slots up to i agree, and last the number of base rows.
+    """
+    features = mx.stop_gradient(features)
+    target_logits = mx.stop_gradient(lm_head(features).astype(mx.float32))
+    p, best = mx.softmax(target_logits, axis=-1), mx.argmax(target_logits, axis=-1)
+    decay = mx.power(weights.slot_decay, mx.arange(outputs.shape[1]))
+
+    # Whatever gradients flow to is an argument: mx.checkpoint sees nothing else.
+    def part(
+        rows: mx.array, teacher: mx.array, mask: mx.array, *markov: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        flat = lm_head(rows.reshape(-1, rows.shape[-1])).astype(mx.float32)
+        logits = flat.reshape(*rows.shape[:2], -1)
+        if markov:
+            previous, following = markov
+            later = logits[:, 1:] + previous @ following.T
+            logits = mx.concatenate([logits[:, :1], later], axis=1)
+        agrees = (mx.argmax(logits, axis=-1) == best[teacher]) * mask
+        so_far = mx.cumprod(agrees, axis=1)
+        share = mask * decay
+        if weights.until_fail:
+            share = mx.concatenate([share[:, :1], share[:, 1:] * so_far[:, :-1]], axis=1)
+        loss = mx.zeros_like(mask)
+        if weights.features:
+            loss = loss + weights.features * smooth_l1(rows, features[teacher])
+        if weights.distribution:
+            loss = loss + weights.distribution * soft_cross_entropy(logits, p[teacher])
+        if weights.argmax:
+            loss = loss + weights.argmax * argmax_cross_entropy(logits, best[teacher])
+        if weights.acceptance:
+            loss = loss + weights.acceptance * negative_log_acceptance(logits, p[teacher])
+        share = mx.stop_gradient(share)
+        return (loss * share).sum(), share.sum(), mx.stop_gradient(so_far.sum(axis=0))
+
+    num_rows = outputs.shape[0]
+    if num_rows > chunk:
+        part = mx.checkpoint(part)
+    sums = []
+    for cut in (slice(i, i + chunk) for i in range(0, num_rows, chunk)):
+        markov = []
+        if model.config.markov_rank:
+            markov = [model.markov.previous[inputs.said[cut, 1:]], model.markov.next]
+        sums.append(part(outputs[cut], inputs.teacher[cut], inputs.weight[cut], *markov))
+    loss, share, agreed = (mx.stack(list(v)).sum(axis=0) for v in zip(*sums, strict=True))
+    count = inputs.weight[:, :1].sum(axis=0)
+    return loss / mx.maximum(share, 1e-6), mx.concatenate([agreed, count])
