@@ -111,7 +111,10 @@ def _candidates() -> Iterator[tuple[str, str]]:
         yield str(Path(sys.prefix, "lib", name)), "found in this Python environment"
     for name in OPENBLAS_NAMES:
         yield name, "the system's"
-    spec = importlib.util.find_spec("cv2")
+    try:
+        spec = importlib.util.find_spec("cv2")
+    except ValueError:  # a stand-in without a spec is loaded under that name
+        spec = None
     if spec is not None and spec.origin is not None:
         for file in sorted(Path(spec.origin).parents[1].glob("opencv*.libs/libopenblas*.so*")):
             yield str(file), "carried by opencv-python"

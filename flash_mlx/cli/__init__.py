@@ -54,17 +54,15 @@ def run(arguments: Sequence[str]) -> int:
 
     Returns:
         The exit code.
+
+    Raises:
+        SystemExit: The reader of stdout has gone; code 1, nothing to say.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character
             stream.reconfigure(errors="replace")
     try:
         code = group.main(list(arguments), prog_name="flash-mlx", standalone_mode=False)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # The reader has gone. Give the interpreter's last flush somewhere to write.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except (KeyboardInterrupt, click.Abort):
         return INTERRUPTED
     except click.ClickException as error:

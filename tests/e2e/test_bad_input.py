@@ -23,6 +23,7 @@ def complaint(capfd: pytest.CaptureFixture[str]) -> Complaint:
         out, err = capfd.readouterr()
         assert out == ""
         assert "Traceback" not in err
+        assert "FLASH_MLX_DEBUG" not in err
         lines = err.splitlines()
         assert len(lines) == 1, err
         assert lines[0].startswith("flash-mlx: error: ")

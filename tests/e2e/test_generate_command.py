@@ -1,6 +1,7 @@
 """`flash-mlx generate` on tiny checkpoints: in a process of its own where that is the point."""
 
 import io
+import itertools
 import json
 import signal
 import sys
@@ -156,6 +157,21 @@ def test_unusual_pictures_work(
     files = sorted(tmp_path.iterdir())
     got = answer(capfd, "--model", tiny_llava, "--max-tokens", 2, "--image", *files)
     assert got["visual_tokens"] == 16 * len(files) == 160
+
+
+def test_text_streams(tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    class Terminal(io.StringIO):
+        def flush(self) -> None:
+            shown.append(self.getvalue())
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert (
+        run(["generate", "--model", str(tiny_llava), "--prompt", "Hi.", "--max-tokens", "20"]) == 0
+    )
+    assert len(set(shown)) > 10
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(shown))
 
 
 def test_an_interrupt_leaves_what_was_said(endless_llava: Path, drafter: Path) -> None:
