@@ -57,20 +57,21 @@ class Verdict:
 
     Attributes:
         topology: Shape of the judged tree, N rows.
-        tokens: [N] int32; the tree's.
-        holds: [N] bool; whether row i is accepted, if its parent is and no elder sibling is.
-        next_tokens: [N] int32; what follows row i if none of its children is accepted.
+        table: [3, N] int32; the tree's tokens; 1 where row i is accepted if its parent is and no
+            elder sibling is; what follows row i if none of its children is accepted.
     """
 
     topology: Topology
-    tokens: mx.array
-    holds: mx.array
-    next_tokens: mx.array
+    table: mx.array
+
+    @property
+    def next_tokens(self) -> mx.array:
+        """[N] int32; what follows row i if none of its children is accepted."""
+        return self.table[2]
 
     def walk(self) -> Acceptance:
         """Follow accepted rows from the root. Waits for the device: the round's one transfer."""
-        table = mx.stack([self.tokens, self.holds.astype(mx.int32), self.next_tokens])
-        tokens, holds, next_tokens = np.asarray(table).tolist()
+        tokens, holds, next_tokens = np.asarray(self.table).tolist()
         row: int | None = 0
         rows: list[int] = []
         while row is not None:
@@ -112,24 +113,33 @@ def judge(tree: DraftTree, logits: mx.array, sampler: Sampler, key: mx.array) ->
             f"{tree.probs.shape[1]}. Pad the missing tokens with probability 0."
         )
     if sampler.greedy:
-        return _follow(tree, sampler.sample(logits, key))
-    return _reject(tree, sampler.probs(logits), key)
+        holds, next_tokens = _follow(tree, sampler.sample(logits, key))
+    else:
+        holds, next_tokens = _reject(tree, sampler.probs(logits), key)
+    return Verdict(tree.topology, mx.stack([tree.tokens, holds.astype(mx.int32), next_tokens]))
 
 
-def _follow(tree: DraftTree, choice: mx.array) -> Verdict:
-    """Accept the drafts that equal the target's choice, [N] int32, at their parent row."""
+def _follow(tree: DraftTree, choice: mx.array) -> tuple[mx.array, mx.array]:
+    """Accept the drafts that equal the target's choice, [N] int32, at their parent row.
+
+    Returns:
+        [N] bool, whether row i holds; [N] int32, what follows row i if no child of it does.
+    """
     # The root has no parent; its own flag is never read.
     parents = mx.array((0, *tree.topology.parents[1:]))
-    return Verdict(tree.topology, tree.tokens, tree.tokens == choice[parents], choice)
+    return tree.tokens == choice[parents], choice
 
 
-def _reject(tree: DraftTree, p: mx.array, key: mx.array) -> Verdict:
+def _reject(tree: DraftTree, p: mx.array, key: mx.array) -> tuple[mx.array, mx.array]:
     """Apply the rule of this module to all rows at once, one sibling rank after the other.
 
     Args:
         tree: The drafts.
         p: [N, V] float32, the target's processed law after row i.
         key: PRNG key.
+
+    Returns:
+        See `_follow`.
     """
     coin_key, draw_key = mx.random.split(key)
     coins = mx.random.uniform(shape=(len(tree),), key=coin_key)
@@ -154,7 +164,7 @@ def _reject(tree: DraftTree, p: mx.array, key: mx.array) -> Verdict:
         holds[children] = ((q_token > 0) & (coins[children][:, None] * q_token < p_token))[:, 0]
         # A child that its law could not produce is skipped and says nothing about p.
         p[parents] = mx.where(q_token > 0, _normalise(residual, otherwise=p_row), p_row)
-    return Verdict(tree.topology, tree.tokens, holds, draw(p, draw_key))
+    return holds, draw(p, draw_key)
 
 
 def _normalise(rows: mx.array, otherwise: mx.array) -> mx.array:

@@ -220,9 +220,12 @@ def decode(
     while left > 0 and root not in stop_ids and cache.length < limit:
         key, draft_key, accept_key = mx.random.split(key, 3)
         tree = drafter.draft(root, state, sampler, draft_key).head(limit - cache.length)
-        mx.async_eval(tree.tokens)  # the device drafts while the host prepares the pass
+        # The device drafts while the host prepares the pass. The key goes along, for a greedy
+        # round has no other use for it, and unevaluated it would grow a graph.
+        mx.async_eval(tree.tokens, key)
         out = ahead if ahead is not None and len(tree) == 1 else target.verify(tree, cache)
         verdict = judge(tree, out.logits, sampler, accept_key)
+        mx.async_eval(verdict.table)  # queued before any pass ahead, so it does not wait for that
         ahead = None
         if len(tree) == 1 and tree.lookahead and left > 1 and cache.length + 1 < limit:
             ahead = _read_ahead(target, verdict, cache)

@@ -71,7 +71,7 @@ def one_step(
     q = mx.broadcast_to(q, (num_rows, vocab_size))
     tree = DraftTree(topology, draw_tree(topology, q, tree_key), q if laws else None)
     verdict = judge(tree, mx.broadcast_to(p_logits, q.shape), sampler, key)
-    tokens, holds, next_tokens = map(np.array, (verdict.tokens, verdict.holds, verdict.next_tokens))
+    tokens, holds, next_tokens = np.array(verdict.table)
     counts = np.zeros(vocab_size)
     for row in spine:
         held = [child for child in topology.children[row] if holds[child]]

@@ -5,6 +5,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+import flash_mlx.decode as decoding
 from flash_mlx.decode import NoDrafter, Round, decode
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
@@ -181,6 +182,25 @@ def test_the_key_fixes_the_text() -> None:
 
     assert text(1) == text(1)
     assert text(1) != text(2)
+
+
+def test_no_key_is_used_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[tuple[int, ...]] = []
+
+    def remember(key: mx.array) -> mx.array:
+        used.append(tuple(np.array(key).tolist()))
+        return key
+
+    class Remembering(NoDrafter):
+        def draft(self, root: int, state: None, sampler: Sampler, key: mx.array) -> DraftTree:
+            return super().draft(root, state, sampler, remember(key))
+
+    for name in ("judge", "accept"):
+        original = getattr(decoding, name)
+        monkeypatch.setattr(decoding, name, lambda t, x, s, k, f=original: f(t, x, s, remember(k)))
+    generate(TARGET, Remembering(), PROMPT, 20, sampler=Sampler(temperature=1))
+    assert len(used) == 1 + 2 * 19
+    assert len(set(used)) == len(used)
 
 
 def test_the_global_random_state_is_left_alone() -> None:
