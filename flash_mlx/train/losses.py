@@ -120,6 +120,7 @@ def objective(
     def part(
         rows: mx.array, teacher: mx.array, mask: mx.array, *markov: mx.array
     ) -> tuple[mx.array, mx.array, mx.array]:
+        teacher, mask = mx.stop_gradient(teacher), mx.stop_gradient(mask)
         flat = lm_head(rows.reshape(-1, rows.shape[-1])).astype(mx.float32)
         logits = flat.reshape(*rows.shape[:2], -1)
         if markov:

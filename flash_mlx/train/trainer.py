@@ -186,7 +186,7 @@ class Trainer:
         Raises:
             OSError: If the output cannot be written; what was there is intact.
         """
-        training = {"iterations": self.step, **asdict(self.config)}
+        training = {"steps": self.step, **asdict(self.config)}
         metadata = {"target": self._target_info, "training": training}
         save_drafter(self.averaged(), self.output, metadata)
         arrays = {"model": flat(self.model.parameters()), "ema": self._ema}

@@ -1,0 +1,239 @@
+from dataclasses import replace
+from itertools import chain
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from flash_mlx.draft import FlashDrafter
+from flash_mlx.prompt import Prompt
+from flash_mlx.train import Example, LossWeights, Teacher, collate
+from flash_mlx.train.data import Epochs, fingerprint
+from flash_mlx.train.features import slot_outputs
+from flash_mlx.train.losses import (
+    argmax_cross_entropy,
+    negative_log_acceptance,
+    objective,
+    smooth_l1,
+    soft_cross_entropy,
+)
+from flash_reference import SMALL, random_model, softmax
+from toy import ToyTarget
+
+TARGET = ToyTarget()
+TEACHER = Teacher.of(TARGET)
+FULL = replace(SMALL, markov_rank=3, hydra_size=4)
+
+
+def example(seed: int, num_prompt: int, num_answer: int, spans=()) -> Example:
+    tokens = np.random.default_rng(seed).integers(0, 11, num_prompt + num_answer).tolist()
+    return Example(Prompt(tuple(tokens[:num_prompt]), tuple(spans)), tuple(tokens[num_prompt:]))
+
+
+EXAMPLES = [
+    example(0, 4, 6),
+    example(1, 7, 3, [(2, 5)]),
+    example(2, 9, 2, [(1, 4), (4, 6)]),
+    example(3, 5, 7, [(3, 5)]),  # ends with an image
+    example(4, 3, 1),  # nothing to draft
+]
+
+
+def parameters(model: nn.Module) -> dict[str, np.ndarray]:
+    return {name: np.array(value) for name, value in tree_flatten(model.parameters())}
+
+
+def test_the_example_of_the_batch():
+    batch = collate([Example(Prompt((9, 8, 7, 6)), (1, 2, 3))], num_latents=2, block_size=2)
+    inputs = batch.inputs
+    assert batch.tokens[0, :8].tolist() == [9, 8, 7, 6, 1, 2, 3, 0]
+    assert inputs.base_rows[0, :2].tolist() == inputs.base[0, :2].tolist() == [3, 4]
+    assert inputs.followers[0, :6].tolist() == [8, 7, 6, 1, 2, 3]
+    assert inputs.weight[:3].tolist() == [[1, 1], [1, 0], [0, 0]]
+    rows = inputs.teacher_rows[inputs.teacher]
+    assert rows[0].tolist() == [4, 5]
+    assert rows[1, 0].item() == 5
+    assert inputs.said[0].tolist() == [1, 2]
+    assert inputs.said[1, 0].item() == 2
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SMALL,
+        FULL,
+        replace(SMALL, fuse_pre_image=False, norm_inputs=True),
+        replace(SMALL, block_size=1),
+    ],
+    ids=["base", "corrected", "published text", "one slot"],
+)
+def test_training_sees_what_the_cached_drafter_computes(config):
+    model = random_model(config)
+    drafter = FlashDrafter(model, TARGET.embed, TARGET.lm_head)
+    batch = collate(EXAMPLES, config.num_latents, config.block_size)
+    hidden = TEACHER.features(batch)
+    outputs = slot_outputs(model, batch.inputs, hidden, TARGET.embed)
+    place = 0
+    for b, one in enumerate(EXAMPLES):
+        end, tokens = len(one.prompt), one.tokens
+        state = drafter.prefill(one.prompt, hidden[b, :end], tokens[end])
+        for row in range(end, len(tokens) - 1):
+            wanted, root = state.slots, row - end
+            if config.hydra_size:
+                wanted = mx.stack(
+                    [
+                        y
+                        + model.hydra(
+                            i, TARGET.embed(mx.array(one.answer[root + 1 :][:i])).sum(0), y
+                        )
+                        if i
+                        else y
+                        for i, y in enumerate(wanted)
+                    ]
+                )
+            # Slots beyond the answer's end have no token to be corrected by, nor weight.
+            used = int(batch.inputs.weight[place].sum().item())
+            np.testing.assert_allclose(outputs[place, :used], wanted[:used], atol=1e-5)
+            state = drafter.extend(hidden[b, row : row + 1], (tokens[row + 1],), state)
+            place += 1
+    assert place == sum(len(e.answer) - 1 for e in EXAMPLES)
+    assert batch.inputs.weight[place:].sum() == 0
+
+
+def test_slots_are_taught_by_the_rows_that_say_their_tokens():
+    batch = collate(EXAMPLES, 2, 3)
+    hidden = TEACHER.features(batch)
+    taught = hidden.reshape(-1, 16)[batch.inputs.teacher_rows][batch.inputs.teacher]
+    place = 0
+    for one in EXAMPLES:
+        logits = TARGET.read(one.tokens)
+        for root in range(len(one.prompt), len(one.tokens) - 1):
+            for slot in range(3):
+                inside = root + 1 + slot < len(one.tokens)
+                assert batch.inputs.weight[place, slot].item() == inside
+                if inside:  # row root + slot says token root + slot + 1
+                    says = TARGET.lm_head(taught[place, slot])
+                    np.testing.assert_allclose(says, logits[root + slot], atol=1e-4)
+                    assert batch.inputs.said[place, slot].item() == one.tokens[root + slot]
+            place += 1
+
+
+def test_the_teacher_reads_prompt_and_answer():
+    batch = collate(EXAMPLES, 2, 3)
+    hidden = TEACHER.features(batch)
+    for b, one in enumerate(EXAMPLES):
+        logits = TARGET.lm_head(hidden[b, : len(one.tokens)])
+        np.testing.assert_allclose(logits, TARGET.read(one.tokens), atol=1e-4)
+
+
+def test_objectives_equal_their_formulas():
+    rng = np.random.default_rng(0)
+    output, feature = rng.normal(0, 2, (2, 5, 8))
+    d = np.abs(output - feature)
+    wanted = np.where(d < 1, d * d / 2, d - 0.5).mean(-1)
+    got = smooth_l1(mx.array(output, mx.float32), mx.array(feature, mx.float32))
+    np.testing.assert_allclose(got, wanted, rtol=1e-5)
+
+    logits, p = rng.normal(0, 2, (5, 8)), softmax(rng.normal(0, 2, (5, 8)))
+    q, best = softmax(logits), p.argmax(-1)
+    args = (mx.array(logits, mx.float32), mx.array(p, mx.float32))
+    np.testing.assert_allclose(soft_cross_entropy(*args), -(p * np.log(q)).sum(-1), rtol=1e-5)
+    overlap = -np.log(np.minimum(p, q).sum(-1))
+    np.testing.assert_allclose(negative_log_acceptance(*args), overlap, rtol=1e-5)
+    got = argmax_cross_entropy(args[0], mx.array(best))
+    np.testing.assert_allclose(got, -np.log(q[np.arange(5), best]), rtol=1e-5)
+
+
+def loss_and_gradients(model, weights, chunk=4096):
+    batch = collate(EXAMPLES, 2, 3)
+    hidden = TEACHER.features(batch)
+    features = hidden.reshape(-1, 16)[batch.inputs.teacher_rows]
+
+    def loss(inputs):
+        outputs = slot_outputs(model, inputs, hidden, TARGET.embed)
+        return objective(model, inputs, outputs, features, TARGET.lm_head, weights, chunk)
+
+    (value, agreed), grads = nn.value_and_grad(model, loss)(batch.inputs)
+    return value, agreed, dict(tree_flatten(grads))
+
+
+def test_the_loss_is_the_weighted_mean_over_slots_that_have_a_token():
+    model = random_model(replace(SMALL, markov_rank=3))
+    weights = LossWeights(0.3, 0.7, 0.2, 0.1, slot_decay=0.5)
+    value, agreed, _ = loss_and_gradients(model, weights)
+    batch = collate(EXAMPLES, 2, 3)
+    hidden = TEACHER.features(batch)
+    outputs = slot_outputs(model, batch.inputs, hidden, TARGET.embed)
+    total, share, matches = 0.0, 0.0, np.zeros(3)
+    place = 0
+    for b, one in enumerate(EXAMPLES):
+        for root in range(len(one.prompt), len(one.tokens) - 1):
+            agrees = True
+            for slot in range(min(3, len(one.tokens) - root - 1)):
+                feature, output = hidden[b, root + slot], outputs[place, slot]
+                logits = TARGET.lm_head(output)
+                if slot:
+                    logits = logits + model.markov(mx.array(one.tokens[root + slot]))
+                p = mx.softmax(TARGET.lm_head(feature))
+                parts = (
+                    smooth_l1(output, feature),
+                    soft_cross_entropy(logits, p),
+                    argmax_cross_entropy(logits, mx.argmax(p)),
+                    negative_log_acceptance(logits, p),
+                )
+                loss = sum(w * x.item() for w, x in zip((0.3, 0.7, 0.2, 0.1), parts, strict=True))
+                total, share = total + 0.5**slot * loss, share + 0.5**slot
+                agrees &= mx.argmax(logits).item() == mx.argmax(p).item()
+                matches[slot] += agrees
+            place += 1
+    np.testing.assert_allclose(value.item(), total / share, rtol=1e-5)
+    assert agreed.tolist() == [*matches, place]
+
+
+def test_slots_after_a_wrong_one_can_be_left_out():
+    model = random_model()
+    weights = LossWeights(until_fail=True)
+    _, _, grads = loss_and_gradients(model, weights)
+    _, _, others = loss_and_gradients(model, replace(weights, until_fail=False))
+    # A random drafter fails at once nearly everywhere, so later slots teach nearly nothing.
+    slots, all_slots = (np.abs(np.array(g["residual_gate"])) for g in (grads, others))
+    assert slots[2] < all_slots[2] * 0.5
+    assert slots[0] > all_slots[0]
+
+
+def test_gradients_reach_every_weight():
+    _, _, grads = loss_and_gradients(random_model(FULL), LossWeights())
+    assert grads.keys() == parameters(random_model(FULL)).keys()
+    # A key's bias adds the same to all scores of a query, nearly: rotation makes it matter.
+    assert all(mx.abs(grad).max().item() > 1e-7 for grad in grads.values())
+
+
+def test_chunks_change_neither_loss_nor_gradients():
+    model = random_model(FULL)
+    value, agreed, grads = loss_and_gradients(model, LossWeights(acceptance=0.5))
+    other, also, pieces = loss_and_gradients(model, LossWeights(acceptance=0.5), chunk=5)
+    np.testing.assert_allclose(value.item(), other.item(), rtol=1e-5)
+    assert agreed.tolist() == also.tolist()
+    for name, grad in grads.items():
+        np.testing.assert_allclose(grad, pieces[name], atol=1e-6, err_msg=name)
+
+
+def test_every_epoch_shows_each_example_once_and_depends_on_the_step_alone():
+    lengths = np.random.default_rng(0).integers(5, 50, 24).tolist()
+    epochs, again = (Epochs(lengths, 4, seed=1) for _ in range(2))
+    order = [epochs[step] for step in range(12)]
+    assert sorted(chain(*order[:6])) == sorted(chain(*order[6:])) == list(range(24))
+    assert order[:6] != order[6:]
+    assert [again[step] for step in (11, 2, 7)] == [order[11], order[2], order[7]]
+    spread = np.mean([np.ptp([lengths[i] for i in batch]) for batch in order])
+    assert spread < np.ptp(lengths) / 3
+    assert sorted(Epochs([3, 4], 8, seed=0)[5]) == [0, 1]
+
+
+def test_other_examples_have_another_fingerprint():
+    prints = {fingerprint(EXAMPLES), fingerprint(EXAMPLES[::-1]), fingerprint(EXAMPLES[:3])}
+    moved = Example(Prompt(EXAMPLES[0].prompt.tokens[:3]), EXAMPLES[0].tokens[3:])
+    prints.add(fingerprint([moved, *EXAMPLES[1:]]))
+    assert len(prints) == 4

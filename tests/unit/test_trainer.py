@@ -1,0 +1,229 @@
+import json
+from dataclasses import replace
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+
+from flash_mlx.checkpoint import load_model
+from flash_mlx.decode import NoDrafter, decode
+from flash_mlx.draft import FlashConfig, FlashDrafter, FlashModel
+from flash_mlx.prompt import Prompt
+from flash_mlx.sampling import Sampler
+from flash_mlx.stats import GenerationStats
+from flash_mlx.train import Example, Teacher, TrainConfig, Trainer, TrainingCallback
+from flash_reference import SMALL
+from toy import KEY, ToyTarget, generate
+
+TEACHER = Teacher.of(ToyTarget())
+FULL = replace(SMALL, markov_rank=3, hydra_size=4)
+
+
+def example(seed: int, num_prompt: int, num_answer: int, spans=()) -> Example:
+    tokens = np.random.default_rng(seed).integers(0, 11, num_prompt + num_answer).tolist()
+    return Example(Prompt(tuple(tokens[:num_prompt]), tuple(spans)), tuple(tokens[num_prompt:]))
+
+
+EXAMPLES = [
+    example(0, 4, 6),
+    example(1, 7, 3, [(2, 5)]),
+    example(2, 9, 2, [(1, 4), (4, 6)]),
+    example(3, 5, 7, [(3, 5)]),
+    example(4, 3, 1),  # nothing to draft
+]
+
+
+def parameters(model: nn.Module) -> dict[str, np.ndarray]:
+    return {name: np.array(value) for name, value in tree_flatten(model.parameters())}
+
+
+SHORT = TrainConfig(
+    iterations=6, batch_size=2, warmup=2, report_every=2, save_every=3, hidden_noise=0.01
+)
+
+
+class Recorder(TrainingCallback):
+    def __init__(self):
+        self.train, self.val = [], []
+
+    def on_train_loss_report(self, train_info):
+        self.train.append(train_info)
+
+    def on_val_loss_report(self, val_info):
+        self.val.append(val_info)
+
+
+def make_trainer(folder, config=SHORT, teacher=TEACHER, **more) -> Trainer:
+    mx.random.seed(0)
+    return Trainer(FlashModel(FULL), teacher, EXAMPLES, folder, config, **more)
+
+
+def test_a_run_leaves_a_drafter_with_the_averaged_weights(tmp_path):
+    trainer = make_trainer(tmp_path / "run", target_info={"model_type": "toy"})
+    assert trainer.run()
+    saved = parameters(load_model(tmp_path / "run"))
+    average, last = parameters(trainer.averaged()), parameters(trainer.model)
+    assert all(np.array_equal(saved[name], average[name]) for name in saved)
+    assert any(not np.array_equal(saved[name], last[name]) for name in saved)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["target"] == {"model_type": "toy"}
+    assert config["training"]["steps"] == 6
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "training.safetensors",
+        "metrics.jsonl",
+    }
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5])
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, stop_at):
+    whole = make_trainer(tmp_path / "whole")
+    whole.run()
+    first = make_trainer(tmp_path / "parts")
+    assert not first.run(lambda: first.step == stop_at)
+    second = make_trainer(tmp_path / "parts")
+    second.model.A = second.model.A * 0  # resuming replaces all weights
+    assert second.resume() == stop_at
+    assert second.run()
+    for one, other in ((whole.model, second.model), (whole.averaged(), second.averaged())):
+        before, after = parameters(one), parameters(other)
+        assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
+    class Killed(TrainingCallback):
+        def on_train_loss_report(self, train_info):
+            if train_info["iteration"] == 4:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_trainer(tmp_path / "run", callback=Killed()).run()
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as file:
+        file.write('{"iteration": 5, "half')
+    trainer = make_trainer(tmp_path / "run")
+    assert trainer.resume() == 3
+    trainer.run()
+    whole = make_trainer(tmp_path / "whole")
+    whole.run()
+    before, after = parameters(whole.averaged()), parameters(trainer.averaged())
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["iteration"] for line in lines] == [2, 4, 6]
+
+
+def test_reports_go_to_the_callback_and_to_the_metrics(tmp_path):
+    recorder = Recorder()
+    trainer = make_trainer(
+        tmp_path,
+        replace(SHORT, validate_every=4),
+        callback=recorder,
+        validate=lambda model: {"size": float(model.A.size)},
+    )
+    trainer.run()
+    assert [info["iteration"] for info in recorder.train] == [2, 4, 6]
+    assert recorder.val == [{"iteration": 4, "size": 32.0}, {"iteration": 6, "size": 32.0}]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    kinds = ["training", "training", "validation", "training", "validation"]
+    assert [line.pop("kind") for line in lines] == kinds
+    assert lines[0] == recorder.train[0]
+    shares = lines[0]["acceptance_by_position"]
+    assert len(shares) == 3
+    assert shares == sorted(shares, reverse=True)
+    length = lines[0]["estimated_acceptance_length"]
+    np.testing.assert_allclose(length, 1 + sum(shares), atol=1e-3)
+
+
+def test_the_learning_rate_rises_and_falls(tmp_path):
+    recorder = Recorder()
+    config = replace(SHORT, iterations=20, warmup=4, report_every=1, save_every=20)
+    make_trainer(tmp_path, config, callback=recorder).run()
+    rates = [info["learning_rate"] for info in recorder.train]
+    assert np.argmax(rates) in (3, 4)
+    np.testing.assert_allclose(max(rates), 1e-3, rtol=0.05)
+    assert 0.05e-3 <= rates[-1] < 0.1e-3
+    assert rates[0] < 0.5e-3
+
+
+@pytest.mark.parametrize("change", [{"learning_rate": 0.5}, {"seed": 1}, {"iterations": 9}])
+def test_a_run_does_not_go_on_with_other_settings(tmp_path, change):
+    make_trainer(tmp_path, replace(SHORT, iterations=1)).run()
+    config = replace(SHORT, iterations=1, **change) if "iterations" not in change else SHORT
+    with pytest.raises(ValueError, match=f"began with other {next(iter(change))}"):
+        make_trainer(tmp_path, config).resume()
+
+
+def test_a_run_does_not_go_on_with_other_examples(tmp_path):
+    make_trainer(tmp_path, replace(SHORT, iterations=1)).run()
+    mx.random.seed(0)
+    other = Trainer(FlashModel(FULL), TEACHER, EXAMPLES[1:], tmp_path, replace(SHORT, iterations=1))
+    with pytest.raises(ValueError, match="other examples"):
+        other.resume()
+
+
+def test_there_must_be_a_run_to_resume(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no run to resume"):
+        make_trainer(tmp_path).resume()
+    make_trainer(tmp_path, replace(SHORT, iterations=1)).run()
+    file = tmp_path / "training.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="must be a whole safetensors file"):
+        make_trainer(tmp_path, replace(SHORT, iterations=1)).resume()
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_checkpoint(tmp_path):
+    calls = []
+
+    def features(batch):
+        calls.append(batch)
+        hidden = TEACHER.features(batch)
+        return hidden * mx.nan if len(calls) == 5 else hidden
+
+    trainer = make_trainer(tmp_path, teacher=replace(TEACHER, features=features))
+    with pytest.raises(ValueError, match="loss must be a number; it is nan at step 4"):
+        trainer.run()
+    load_model(tmp_path)
+    assert make_trainer(tmp_path).resume() == 3
+
+
+def test_there_must_be_something_to_draft(tmp_path):
+    with pytest.raises(ValueError, match="two tokens or more"):
+        Trainer(FlashModel(SMALL), TEACHER, EXAMPLES[4:], tmp_path, SHORT)
+
+
+def test_a_trained_drafter_is_accepted_more_often(tmp_path):
+    target = ToyTarget(vocab_size=24, hidden_size=32, seed=3)
+    rng = np.random.default_rng(0)
+    prompts = [tuple(rng.integers(0, 24, rng.integers(3, 8)).tolist()) for _ in range(72)]
+    answers = [generate(target, NoDrafter(), prompt, 16) for prompt in prompts]
+    examples = [Example(Prompt(p), tuple(a)) for p, a in zip(prompts, answers, strict=True)]
+
+    def acceptance(model: FlashModel) -> float:
+        drafter, stats = FlashDrafter(model, target.embed, target.lm_head), GenerationStats()
+        for one in examples[64:]:
+            rounds = decode(
+                target,
+                drafter,
+                one.prompt,
+                sampler=Sampler(),
+                key=KEY,
+                max_tokens=16,
+                stop_ids=(),
+            )
+            tokens = [token for r in stats.watch(rounds) for token in r.tokens]
+            assert tokens == list(one.answer)
+        return stats.mean_acceptance_length
+
+    mx.random.seed(0)
+    config = FlashConfig(
+        32, 24, 3, num_latents=2, num_heads=2, head_dim=16, intermediate_size=64, hydra_size=16
+    )
+    settings = TrainConfig(iterations=100, batch_size=16, learning_rate=5e-3, warmup=10)
+    trainer = Trainer(FlashModel(config), Teacher.of(target), examples[:64], tmp_path, settings)
+    before = acceptance(trainer.model)
+    trainer.run()
+    after = acceptance(FlashDrafter(load_model(tmp_path), target.embed, target.lm_head).model)
+    assert before < 1.15
+    assert after > 1.6
