@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import click
 
-from flash_mlx.cli import convert, doctor, generate
+from flash_mlx.cli import bench, convert, doctor, generate
 
 INTERRUPTED = 130
 
@@ -37,6 +37,7 @@ def group(context: click.Context) -> None:
 
 
 group.add_command(generate.command)
+group.add_command(bench.command)
 group.add_command(convert.command)
 group.add_command(doctor.command)
 

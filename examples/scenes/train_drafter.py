@@ -1,0 +1,188 @@
+"""Stage 6: the demo's drafter learns from the demo target's own answers.
+
+    python train_drafter.py --model ../../flash_mlx/demo/target --answers runs/answers.jsonl \\
+        --output runs/drafter --iterations 600
+
+The target's states are computed once, in batches, and kept in memory at 16 bits: the two answers about
+a picture share its rows. Training itself is the library's (`flash_mlx.train`).
+
+Shapes:
+    B: sequences.    T: rows of a sequence.    D: hidden size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import random
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
+import mlx.core as mx
+import numpy as np
+from flash_mlx.decode import decode
+from flash_mlx.draft import FlashConfig, FlashModel
+from flash_mlx.draft.drafter import FlashDrafter
+from flash_mlx.processing import make_prompt
+from flash_mlx.sampling import Sampler
+from flash_mlx.stats import GenerationStats
+from flash_mlx.targets import LoadedTarget, load_target
+from flash_mlx.train import Batch, Example, Teacher, TrainConfig, Trainer, TrainingCallback
+from language import CAPTION_PROMPTS
+from model import Llava, TextShape, VisionShape
+from PIL import Image
+from render import render
+from world import draw_scene
+
+TUNING = 31_000_000  # scenes on which training is watched; never reported
+
+
+def picture_of(seed: int) -> Image.Image:
+    return Image.fromarray(render(draw_scene(random.Random(seed)), seed)[0])
+
+
+def read_examples(loaded: LoadedTarget, file: Path) -> list[list[Example]]:
+    """The answers, grouped by scene: those of a group have the same prompt and picture."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    groups = []
+    for (scene, prompt), group in itertools.groupby(
+        sorted(rows, key=lambda r: (r["scene"], r["prompt"])), key=lambda r: (r["scene"], r["prompt"])
+    ):
+        made = make_prompt(loaded, prompt, [picture_of(scene)])
+        groups.append([Example(made, tuple(row["answer"])) for row in group])
+    return groups
+
+
+def batched_target(loaded: LoadedTarget) -> Llava:
+    """The same weights in the form that reads several answers about a picture at once."""
+    config = loaded.config["text_config"]
+    text = TextShape(num_hidden_layers=config["num_hidden_layers"])
+    weights = mx.load(str(loaded.path / "model.safetensors"))
+    patch = "vision_tower.vision_model.embeddings.patch_embedding.weight"
+    weights[patch] = weights[patch].transpose(0, 2, 3, 1)
+    model = Llava(VisionShape(), text)
+    model.load_weights([(k, v.astype(mx.float32)) for k, v in weights.items()])
+    return model
+
+
+def compute_features(model: Llava, groups: list[list[Example]], size: int = 8) -> dict[int, np.ndarray]:
+    """The LM head's input at every row of each example, [T, D] float16, by the example's `id`."""
+    features: dict[int, np.ndarray] = {}
+    ordered = sorted((g for g in groups if len(g) == 2), key=lambda g: max(len(e.tokens) for e in g))
+    for start in range(0, len(ordered), size):
+        batch = ordered[start : start + size]
+        first, stop = batch[0][0].prompt.image_spans[0]
+        pixels = mx.concatenate([group[0].prompt.inputs["pixel_values"] for group in batch])
+        visual = model.visual_tokens(pixels.transpose(0, 2, 3, 1))
+        before = mx.array([group[0].tokens[:first] for group in batch])
+        shared = mx.concatenate([model.language_model.model.embed_tokens(before), visual], axis=1)
+        longest = max(len(e.tokens) for group in batch for e in group) - stop
+        tokens = np.zeros((len(batch), 2, longest), np.int32)
+        for b, group in enumerate(batch):
+            for c, example in enumerate(group):
+                tokens[b, c, : len(example.tokens) - stop] = example.tokens[stop:]
+        positions = mx.broadcast_to(mx.arange(stop), (len(batch), stop))
+        before_hidden, hidden = model.hidden(shared, positions, mx.array(tokens), stop)
+        head, tail = np.array(before_hidden.astype(mx.float16)), np.array(hidden.astype(mx.float16))
+        for b, group in enumerate(batch):
+            for c, example in enumerate(group):
+                rows = len(example.tokens) - stop
+                features[id(example)] = np.concatenate([head[b], tail[b, c, :rows]])
+    return features
+
+
+class Printer(TrainingCallback):
+    def on_train_loss_report(self, train_info: dict[str, object]) -> None:
+        print(json.dumps(train_info), flush=True)
+
+    def on_val_loss_report(self, val_info: dict[str, object]) -> None:
+        print(json.dumps(val_info), flush=True)
+
+
+def measured(loaded: LoadedTarget, model: FlashModel, scenes: int) -> dict[str, float]:
+    """Mean acceptance length of the decoding loop on tuning scenes, at temperature 0 and 1."""
+    drafter = FlashDrafter(model, loaded.target.embed, loaded.target.lm_head)
+    out = {}
+    for temperature in (0.0, 1.0):
+        stats = GenerationStats()
+        for i in range(scenes):
+            prompt = make_prompt(loaded, CAPTION_PROMPTS[i % 5], [picture_of(TUNING + i)])
+            rounds = decode(
+                loaded.target,
+                drafter,
+                prompt,
+                sampler=Sampler(temperature=temperature),
+                key=mx.random.key(i),
+                max_tokens=200,
+                stop_ids=frozenset(loaded.eos_ids),
+            )
+            for _ in stats.watch(rounds):
+                pass
+        out[f"mean_acceptance_length_t{temperature:g}"] = round(stats.mean_acceptance_length, 3)
+    return out
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--answers", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--config", type=json.loads, default={}, help="settings of FlashConfig, as JSON")
+    parser.add_argument("--train", type=json.loads, default={}, help="settings of TrainConfig, as JSON")
+    parser.add_argument("--limit", type=int, default=0, help="scenes used; 0: all")
+    parser.add_argument("--scenes", type=int, default=8, help="scenes of each validation")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    loaded = load_target(args.model)
+    groups = read_examples(loaded, args.answers)[: args.limit or None]
+    cache = compute_features(batched_target(loaded), groups)
+    examples = [example for group in groups for example in group if id(example) in cache]
+
+    def features(batch: Batch) -> mx.array:
+        rows = [cache[id(example)] for example in batch.examples]
+        padded = np.zeros((len(rows), batch.tokens.shape[1], rows[0].shape[1]), np.float32)
+        for line, row in zip(padded, rows, strict=True):
+            line[: len(row)] = row
+        return mx.array(padded)
+
+    target = loaded.target
+    settings: dict[str, Any] = {
+        "block_size": 7,
+        "num_latents": 16,
+        "num_heads": 3,
+        "head_dim": 64,
+        "norm_inputs": True,
+        "markov_rank": 64,
+    }
+    mx.random.seed(3)
+    model = FlashModel(
+        FlashConfig(hidden_size=target.hidden_size, vocab_size=target.vocab_size, **(settings | args.config))
+    )
+
+    def validate(averaged: FlashModel) -> Mapping[str, float]:
+        return measured(loaded, averaged, args.scenes)
+
+    trainer = Trainer(
+        model,
+        Teacher(features, target.embed, target.lm_head),
+        examples,
+        args.output,
+        TrainConfig(**args.train),
+        target_info={"model_type": loaded.model_type, "name": "demo"},
+        callback=Printer(),
+        validate=validate,
+    )
+    if args.resume:
+        trainer.resume()
+    trainer.run()
+
+
+if __name__ == "__main__":
+    main()

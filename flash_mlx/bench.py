@@ -1,0 +1,331 @@
+"""The honest harness: drafters against plain decoding, in one process, on the same prompts.
+
+For each prompt every contender answers once, in an order that rotates from prompt to prompt, so
+that a drift of the machine meets all of them. Speed-ups are ratios of the same prompt's times. The
+plain baseline stands beside `mlx_vlm.stream_generate` on the same model in memory, so that nobody
+need believe that it is a good one.
+
+Shapes:
+    T: prompt rows.    A: rows of an answer.    V: vocabulary.    m: rows of a pass.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from flash_mlx.decode import Drafter, NoDrafter, Output, decode
+from flash_mlx.prompt import Prompt
+from flash_mlx.sampling import Sampler
+from flash_mlx.stats import GenerationStats, TimedDrafter, TimedTarget
+from flash_mlx.targets import LoadedTarget
+from flash_mlx.tree import DraftTree, Topology
+
+PLAIN, MLX_VLM = "none", "mlx-vlm"
+PASS_ROWS = (1, 2, 4, 8, 16)
+TIMED_PROMPTS = 5  # prompts of the run that splits a round's time into phases
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What one contender made of one prompt.
+
+    Attributes:
+        tokens: Its ids.
+        prefill_seconds: Time to the first token, vision included [s].
+        decode_seconds: Time from the first token to the last [s].
+        stats: Counts; empty for mlx-vlm.
+    """
+
+    tokens: tuple[int, ...]
+    prefill_seconds: float
+    decode_seconds: float
+    stats: GenerationStats
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Decoding time per token after the first [s]."""
+        return self.decode_seconds / max(1, len(self.tokens) - 1)
+
+    @property
+    def seconds(self) -> float:
+        """Time of the whole answer [s]."""
+        return self.prefill_seconds + self.decode_seconds
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to measure.
+
+    Attributes:
+        temperature: Of all contenders; 0 is greedy.
+        max_tokens: Most tokens of an answer.
+        seed: Prompt i is answered with `seed + i`.
+    """
+
+    temperature: float = 0.0
+    max_tokens: int = 256
+    seed: int = 0
+
+
+def run(
+    loaded: LoadedTarget,
+    drafters: Mapping[str, Drafter[Any]],
+    prompts: Sequence[Prompt],
+    settings: Settings,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Let all contenders answer all prompts.
+
+    Plain decoding always runs, and mlx-vlm's own generation if greedy.
+
+    Args:
+        loaded: The target.
+        drafters: Name to drafter.
+        prompts: What to answer; the first one is also the warm-up.
+        settings: How to measure.
+        progress: Told of each prompt done, the warm-up included.
+
+    Returns:
+        One row a contender, in the format of `bench --json`; the plain one first, with the entropy
+        of the target's text besides. A contender that fails has a row with `error` and no figures.
+    """
+    contenders: dict[str, Drafter[Any] | None] = {PLAIN: NoDrafter(), **drafters}
+    if settings.temperature == 0:
+        contenders[MLX_VLM] = None
+    answers: dict[str, list[Answer]] = {name: [] for name in contenders}
+    errors: dict[str, str] = {}
+    names = list(contenders)
+    for place, prompt in enumerate([prompts[0], *prompts]):
+        shift = place % len(names)
+        for name in names[shift:] + names[:shift]:
+            if name in errors:
+                continue
+            try:
+                answer = _answer(loaded, contenders[name], prompt, settings, max(0, place - 1))
+            except (ValueError, RuntimeError) as error:
+                errors[name] = f"{type(error).__name__}: {error}"
+                continue
+            if place:
+                answers[name].append(answer)
+        progress(1)
+    rows = []
+    for name, drafter in contenders.items():
+        row: dict[str, Any] = {"drafter": name, "temperature": settings.temperature}
+        row["error"] = errors.get(name)
+        if name not in errors and PLAIN not in errors:
+            row |= _compare(loaded, prompts, answers[name], answers[PLAIN])
+            if drafter is not None:
+                row |= _phases(loaded, drafter, prompts[:TIMED_PROMPTS], settings)
+        if name == PLAIN and name not in errors:
+            row["target_entropy"] = mean_entropy(loaded, prompts, answers[name])
+        rows.append(row)
+    return rows
+
+
+def _answer(
+    loaded: LoadedTarget,
+    drafter: Drafter[Any] | None,
+    prompt: Prompt,
+    settings: Settings,
+    index: int,
+) -> Answer:
+    if drafter is None:
+        return _mlx_vlm_answer(loaded, prompt, settings.max_tokens)
+    stats, tokens = GenerationStats(), []
+    rounds = decode(
+        loaded.target,
+        drafter,
+        prompt,
+        sampler=Sampler(temperature=settings.temperature),
+        key=mx.random.key(settings.seed + index),
+        max_tokens=settings.max_tokens,
+        stop_ids=frozenset(loaded.eos_ids),
+    )
+    for each in stats.watch(rounds):
+        tokens.extend(each.tokens)
+    return Answer(tuple(tokens), stats.prefill_seconds, stats.decode_seconds, stats)
+
+
+def _mlx_vlm_answer(loaded: LoadedTarget, prompt: Prompt, max_tokens: int) -> Answer:
+    """Answer through `mlx_vlm.stream_generate`, greedily, from the same arrays."""
+    from mlx_vlm import stream_generate
+
+    inputs = {"pixel_values": None, "mask": None, **prompt.inputs}
+    start = time.perf_counter()
+    times, tokens = [], []
+    for response in stream_generate(
+        loaded.target.model,
+        loaded.processor,
+        "",
+        input_ids=mx.array(prompt.tokens)[None],
+        max_tokens=max_tokens,
+        temperature=0.0,
+        **inputs,
+    ):
+        times.append(time.perf_counter())
+        tokens.append(response.token)
+    # Its last response only reports how the text ended, with the last id once more.
+    tokens, times = tokens[: response.generation_tokens], times[: response.generation_tokens]
+    return Answer(tuple(tokens), times[0] - start, times[-1] - times[0], GenerationStats())
+
+
+def _compare(
+    loaded: LoadedTarget, prompts: Sequence[Prompt], ours: list[Answer], plain: list[Answer]
+) -> dict[str, Any]:
+    """Return a contender's figures beside plain decoding of the same prompts."""
+    pairs = list(zip(ours, plain, strict=True))
+    speedups = [b.seconds_per_token / a.seconds_per_token for a, b in pairs if len(a.tokens) > 1]
+    low, high = bootstrap_interval(speedups)
+    per_token = [(b.seconds / len(b.tokens)) / (a.seconds / len(a.tokens)) for a, b in pairs]
+    total = GenerationStats()
+    for answer in ours:
+        total.generation_tokens += len(answer.tokens)
+        total.accept_lengths += answer.stats.accept_lengths
+        total.outcomes += answer.stats.outcomes
+    rounds = total.rounds
+    latencies = sorted(answer.seconds for answer in ours)
+    return {
+        "samples": len(ours),
+        "tokens": total.generation_tokens,
+        "generation_tps": 1 / statistics.median(a.seconds_per_token for a in ours),
+        "speedup": statistics.median(speedups),
+        "speedup_low": low,
+        "speedup_high": high,
+        "end_to_end_speedup": statistics.median(per_token),
+        "ttft_ratio": statistics.median(a.prefill_seconds / b.prefill_seconds for a, b in pairs),
+        "latency_p50": float(np.percentile(latencies, 50)),
+        "latency_p95": float(np.percentile(latencies, 95)),
+        "mean_acceptance_length": (
+            (total.generation_tokens - len(ours)) / rounds if rounds else 1.0
+        ),
+        "accepted_per_round": total.accepted / rounds if rounds else 0.0,
+        "acceptance_by_position": list(total.acceptance_by_position),
+        "peak_memory_gb": mx.get_peak_memory() / 1e9,
+        "identical": statistics.mean(a.tokens == b.tokens for a, b in pairs),
+        "first_divergence": _first_divergence(loaded, prompts, pairs),
+    }
+
+
+def _first_divergence(
+    loaded: LoadedTarget, prompts: Sequence[Prompt], pairs: list[tuple[Answer, Answer]]
+) -> dict[str, Any] | None:
+    """Return where ids first differ, and how close the target's logits of the two ids are."""
+    for index, (ours, plain) in enumerate(pairs):
+        if ours.tokens == plain.tokens:
+            continue
+        both = enumerate(zip(ours.tokens, plain.tokens, strict=False))
+        place = next((i for i, (a, b) in both if a != b), None)
+        if place is None:  # one text is the beginning of the other
+            place = min(len(ours.tokens), len(plain.tokens))
+            return {"prompt": index, "position": place, "tokens": [], "logit_gap": None}
+        ids = [ours.tokens[place], plain.tokens[place]]
+        logits = read_answer(loaded, prompts[index], plain.tokens).logits[place]
+        gap = (logits[ids[0]] - logits[ids[1]]).abs().item()
+        return {"prompt": index, "position": place, "tokens": ids, "logit_gap": gap}
+    return None
+
+
+def _phases(
+    loaded: LoadedTarget, drafter: Drafter[Any], prompts: Sequence[Prompt], settings: Settings
+) -> dict[str, float]:
+    """Return seconds per round spent drafting, verifying and on the host, in a run of their own."""
+    target, timed = TimedTarget(loaded.target), TimedDrafter(drafter)
+    decoding, rounds = 0.0, 0
+    for index, prompt in enumerate(prompts):
+        stats = GenerationStats()
+        for _ in stats.watch(
+            decode(
+                target,
+                timed,
+                prompt,
+                sampler=Sampler(temperature=settings.temperature),
+                key=mx.random.key(settings.seed + index),
+                max_tokens=settings.max_tokens,
+                stop_ids=frozenset(loaded.eos_ids),
+            )
+        ):
+            pass
+        decoding, rounds = decoding + stats.decode_seconds, rounds + stats.rounds
+    rounds = max(1, rounds)
+    host = decoding - target.verify_seconds - timed.draft_seconds
+    return {
+        "draft_seconds": timed.draft_seconds / rounds,
+        "verify_seconds": target.verify_seconds / rounds,
+        "host_seconds": host / rounds,
+    }
+
+
+def bootstrap_interval(values: Sequence[float], share: float = 0.95) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the median.
+
+    Args:
+        values: One a prompt, at least one.
+        share: Of the resampled medians that the interval holds.
+    """
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(np.array(values), (2000, len(values))), axis=1)
+    low, high = np.percentile(medians, [50 * (1 - share), 50 * (1 + share)])
+    return float(low), float(high)
+
+
+def read_answer(loaded: LoadedTarget, prompt: Prompt, tokens: Sequence[int]) -> Output:
+    """Return the target's output about each token of an answer, from one pass.
+
+    Returns:
+        Logits [A, V] and hidden [A, D]; row i is what the target says before token i.
+    """
+    target = loaded.target
+    cache = target.make_cache()
+    first = target.prefill(prompt, cache)
+    if len(tokens) == 1:
+        return Output(first.logits, first.hidden[-1:])
+    chain = Topology.chain(len(tokens) - 2)
+    rest = target.verify(DraftTree(chain, mx.array(tokens[:-1], dtype=mx.int32)), cache)
+    return Output(
+        mx.concatenate([first.logits, rest.logits]),
+        mx.concatenate([first.hidden[-1:], rest.hidden]),
+    )
+
+
+def mean_entropy(
+    loaded: LoadedTarget, prompts: Sequence[Prompt], answers: Sequence[Answer]
+) -> float:
+    """Return the mean entropy of the target's law at temperature 1 along answers [bits]."""
+    total, count = 0.0, 0
+    for prompt, answer in zip(prompts, answers, strict=True):
+        logits = read_answer(loaded, prompt, answer.tokens).logits.astype(mx.float32)
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        entropy = -(mx.exp(logprobs) * logprobs).sum(axis=-1)
+        total, count = total + entropy.sum().item(), count + len(answer.tokens)
+    return total / count / float(np.log(2))
+
+
+def verify_cost(
+    loaded: LoadedTarget, prompt: Prompt, rows: Sequence[int] = PASS_ROWS, repeats: int = 25
+) -> dict[int, float]:
+    """Time passes over m rows after a prompt, in turns.
+
+    Returns:
+        m to the median time of a pass [s].
+    """
+    target = loaded.target
+    cache = target.make_cache()
+    token = mx.argmax(target.prefill(prompt, cache).logits, axis=-1).item()
+    trees = {
+        m: DraftTree(Topology.chain(m - 1), mx.full((m,), int(token), dtype=mx.int32)) for m in rows
+    }
+    times: dict[int, list[float]] = {m: [] for m in rows}
+    for repeat in range(repeats + 3):
+        for m, tree in trees.items():
+            start = time.perf_counter()
+            mx.eval(target.verify(tree, cache).logits)
+            if repeat >= 3:  # the first ones warm up
+                times[m].append(time.perf_counter() - start)
+    return {m: statistics.median(each) for m, each in times.items()}

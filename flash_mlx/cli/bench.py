@@ -1,0 +1,148 @@
+"""`flash-mlx bench`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from flash_mlx.cli.options import ListOptions, at_least, spread
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+class _Command(ListOptions):
+    """Its lists: drafters and temperatures."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return click.Command.parse_args(
+            self, ctx, spread(args, ("--draft-model", "--temperature", "--prompt"))
+        )
+
+
+@click.command("bench", cls=_Command)
+@click.option("--model", default="demo", show_default=True, help="Target: demo, folder or hub id.")
+@click.option(
+    "--draft-model",
+    "drafts",
+    multiple=True,
+    default=("auto",),
+    show_default=True,
+    help="Drafters; each runs against plain decoding.",
+)
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    required=True,
+    help="Folder of pictures.",
+)
+@click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    default=("Describe the image in detail.",),
+    show_default=True,
+    help="Prompts; picture i gets prompt i, over and over.",
+)
+@click.option("--limit", type=int, default=40, show_default=True, callback=at_least(1))
+@click.option(
+    "--temperature", "temperatures", type=float, multiple=True, default=(0.0,), show_default=True
+)
+@click.option("--max-tokens", type=int, default=256, show_default=True, callback=at_least(2))
+@click.option("--draft-block-size", type=int, callback=at_least(1))
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--json", "output", type=click.Path(dir_okay=False, path_type=Path))
+def command(
+    model: str,
+    drafts: tuple[str, ...],
+    data: Path,
+    prompts: tuple[str, ...],
+    limit: int,
+    temperatures: tuple[float, ...],
+    max_tokens: int,
+    draft_block_size: int | None,
+    seed: int,
+    output: Path | None,
+) -> None:
+    """Measure drafters against plain decoding, interleaved in one process."""
+    from flash_mlx import bench, doctor
+    from flash_mlx.checkpoint import load_drafter, resolve_path
+    from flash_mlx.generate import load
+    from flash_mlx.processing import make_prompt
+
+    if any(temperature < 0 for temperature in temperatures):
+        raise click.UsageError("--temperature must be 0 or more.")
+    if output is not None:
+        output.touch()  # a path that cannot be written is better known before the run
+    files = sorted(f for f in data.iterdir() if f.suffix.lower() in PICTURES)[:limit]
+    if not files:
+        raise click.UsageError(f"--data must hold pictures ({', '.join(PICTURES)}); {data} has none.")
+    loaded_model = load(model, draft=drafts[0], draft_block_size=draft_block_size)
+    loaded = loaded_model.loaded
+    drafters: dict[str, Any] = {}
+    if loaded_model.drafter is not None:
+        drafters[loaded_model.draft_name] = loaded_model.drafter
+    for name in drafts[1:]:
+        if name != bench.PLAIN:
+            path = resolve_path(name)
+            drafters[name] = load_drafter(path, loaded.target, draft_block_size)
+    questions = [
+        make_prompt(loaded, prompts[i % len(prompts)], [file]) for i, file in enumerate(files)
+    ]
+    machine = doctor.examine()
+    rows: list[dict[str, Any]] = []
+    for temperature in temperatures:
+        settings = bench.Settings(temperature, max_tokens, seed)
+        label = f"Temperature {temperature:g}"
+        with click.progressbar(length=len(questions) + 1, label=label, file=sys.stderr) as bar:
+            rows += bench.run(loaded, drafters, questions, settings, bar.update)
+    for row in rows:
+        row["threads"] = machine.blas.threads
+    curve = bench.verify_cost(loaded, questions[0])
+    report = {
+        "machine": dataclasses.asdict(machine),
+        "settings": {
+            "model": model,
+            "drafts": drafts,
+            "pictures": len(files),
+            "prompts": prompts,
+            "max_tokens": max_tokens,
+            "seed": seed,
+        },
+        "verify_seconds": {str(m): s for m, s in curve.items()},
+        "verify_cost": {str(m): s / curve[1] for m, s in curve.items()},
+        "target_entropy": rows[0].get("target_entropy"),
+        "rows": rows,
+    }
+    if output is not None:
+        text = json.dumps(report, indent=1, default=str)
+        output.write_text(text + "\n", encoding="utf-8")
+    click.echo(_table(report))
+
+
+def _table(report: dict[str, Any]) -> str:
+    """The rows as text, and what they depend on."""
+    head = (
+        f"{'drafter':12} {'T':>4} {'threads':>7} {'tok/s':>7} {'speed-up':>8} {'95% interval':>13} "
+        f"{'end-to-end':>10} {'tokens/pass':>11} {'identical':>9}"
+    )
+    lines = [head]
+    for row in report["rows"]:
+        start = f"{row['drafter'][-12:]:12} {row['temperature']:4g} {row['threads'] or 0:7}"
+        if row["error"]:
+            lines.append(f"{start} failed: {row['error']}")
+            continue
+        interval = f"{row['speedup_low']:.2f} - {row['speedup_high']:.2f}"
+        lines.append(
+            f"{start} {row['generation_tps']:7.1f} {row['speedup']:8.2f} {interval:>13} "
+            f"{row['end_to_end_speedup']:10.2f} {row['mean_acceptance_length']:11.2f} "
+            f"{row['identical']:9.2f}"
+        )
+    costs = "  ".join(f"{m}: {cost:.2f}" for m, cost in report["verify_cost"].items())
+    lines.append(f"Cost of a pass over m rows, relative to one row: {costs}")
+    lines.append(f"Entropy of the target's text: {report['target_entropy']:.3f} bits per token")
+    return "\n".join(lines)
