@@ -84,6 +84,8 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
         image = Image.fromarray(np.tile(array, (4, 1)))
         for source in (image, saved(image, "PNG") if image.mode == "I;16" else image):
             assert np.array_equal(np.asarray(load_image(source))[0, :, 0], np.arange(256))
+    grey = Image.fromarray(np.full((4, 4), 32896, dtype=np.uint16))
+    assert pixel(load_image(grey)) == pixel(load_image(saved(grey, "PNG"))) == (128, 128, 128)
     for scale in (1.0, 255.0, 40_000.0):
         image = Image.fromarray(np.linspace(0, scale, 256, dtype=np.float32)[None])
         assert np.array_equal(np.asarray(load_image(image))[0, :, 0], np.arange(256))
