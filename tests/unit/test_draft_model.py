@@ -19,11 +19,11 @@ def test_latents_are_the_softmax_weighted_rows():
 
 def test_latents_of_16_bit_rows_are_pooled_in_32_bits():
     rng = np.random.default_rng(1)
-    queries = mx.array(rng.normal(0, 1, (3, 64)), mx.float32)
+    queries = mx.array(rng.normal(0, 1, (3, 64)), mx.float16)
     rows = mx.array(rng.normal(0, 4, (50, 64)), mx.float16)
     latents = pool(queries, rows)
     assert latents.dtype == mx.float16
-    exact = pool(queries, rows.astype(mx.float32)).astype(mx.float16)
+    exact = pool(queries.astype(mx.float32), rows.astype(mx.float32)).astype(mx.float16)
     assert mx.array_equal(latents, exact)
 
 
