@@ -138,7 +138,8 @@ def _answer(
 ) -> Answer:
     if drafter is None:
         return _mlx_vlm_answer(loaded, prompt, settings.max_tokens)
-    stats, tokens = GenerationStats(), []
+    stats = GenerationStats()
+    tokens: list[int] = []
     rounds = decode(
         loaded.target,
         drafter,
@@ -287,7 +288,7 @@ def read_answer(loaded: LoadedTarget, prompt: Prompt, tokens: Sequence[int]) -> 
     if len(tokens) == 1:
         return Output(first.logits, first.hidden[-1:])
     chain = Topology.chain(len(tokens) - 2)
-    rest = target.verify(DraftTree(chain, mx.array(tokens[:-1], dtype=mx.int32)), cache)
+    rest = target.verify(DraftTree(chain, mx.array(list(tokens[:-1]), dtype=mx.int32)), cache)
     return Output(
         mx.concatenate([first.logits, rest.logits]),
         mx.concatenate([first.hidden[-1:], rest.hidden]),
@@ -303,7 +304,7 @@ def mean_entropy(
         logits = read_answer(loaded, prompt, answer.tokens).logits.astype(mx.float32)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         entropy = -(mx.exp(logprobs) * logprobs).sum(axis=-1)
-        total, count = total + entropy.sum().item(), count + len(answer.tokens)
+        total, count = total + float(np.array(entropy.sum())), count + len(answer.tokens)
     return total / count / float(np.log(2))
 
 
@@ -317,10 +318,8 @@ def verify_cost(
     """
     target = loaded.target
     cache = target.make_cache()
-    token = mx.argmax(target.prefill(prompt, cache).logits, axis=-1).item()
-    trees = {
-        m: DraftTree(Topology.chain(m - 1), mx.full((m,), int(token), dtype=mx.int32)) for m in rows
-    }
+    token = mx.argmax(target.prefill(prompt, cache).logits, axis=-1).astype(mx.int32)
+    trees = {m: DraftTree(Topology.chain(m - 1), mx.repeat(token, m)) for m in rows}
     times: dict[int, list[float]] = {m: [] for m in rows}
     for repeat in range(repeats + 3):
         for m, tree in trees.items():

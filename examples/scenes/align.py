@@ -1,4 +1,4 @@
-"""Stage 3: the projector learns to turn vision features into the symbolic visual tokens of stage 2.
+"""Stage 3: the projector learns to turn vision features into the symbolic tokens of stage 2.
 
     python align.py --vision runs/vision --language runs/deep --output runs/aligned
 
@@ -13,13 +13,14 @@ import json
 import random
 from pathlib import Path
 
-import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
-from labels import NUM_CLASSES, classes, patch_labels
 from mlx.utils import tree_flatten
+
+import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
+from labels import NUM_CLASSES, classes, patch_labels
 from model import Projector, TextShape, VisionShape, VisionTower
 from render import render
 from world import draw_scene
@@ -28,8 +29,10 @@ SPLIT = 13_000_000
 OBJECT_WEIGHT = 3.0
 
 
-def collect(tower: VisionTower, table: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features [R, Dv], their targets [R, D] and weights [R], of all patches of `count` pictures."""
+def collect(
+    tower: VisionTower, table: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Features [R, Dv], targets [R, D] and weights [R] of all patches of `count` pictures."""
     features, targets, weights = [], [], []
     padded = np.concatenate([table, np.zeros((1, table.shape[1]), np.float32)])
     for start in range(SPLIT, SPLIT + count, 20):
@@ -40,9 +43,15 @@ def collect(tower: VisionTower, table: np.ndarray, count: int) -> tuple[np.ndarr
             pixels.append(image.astype(np.float32) / 127.5 - 1)
             owners.append(owner)
             targets.append(padded[classes(patch_labels(scene, owner))].sum(1))
-        features.append(np.array(tower(mx.array(np.stack(pixels)))[:, 1:]).reshape(-1, tower_width(tower)))
+        features.append(
+            np.array(tower(mx.array(np.stack(pixels)))[:, 1:]).reshape(-1, tower_width(tower))
+        )
         weights.append(np.where(np.concatenate(owners) > 0, OBJECT_WEIGHT, 1.0))
-    return np.concatenate(features), np.concatenate(targets), np.concatenate(weights).astype(np.float32)
+    return (
+        np.concatenate(features),
+        np.concatenate(targets),
+        np.concatenate(weights).astype(np.float32),
+    )
 
 
 def tower_width(tower: VisionTower) -> int:
@@ -94,11 +103,14 @@ def main() -> None:
     mark = "model.tower."
     tower.load_weights([(k.removeprefix(mark), v) for k, v in seen.items() if k.startswith(mark)])
     table = np.array(said["model.table"])
-    assert table.shape[0] == NUM_CLASSES
+    if table.shape[0] != NUM_CLASSES:
+        raise ValueError(f"The table must have {NUM_CLASSES} rows; it has {table.shape[0]}.")
     projector, explained = fit(*collect(tower, table, args.pictures), args.steps)
     print(json.dumps({"explained_variance": round(explained, 4)}), flush=True)
     parts = {"model.target.vision_tower": tower, "model.target.multi_modal_projector": projector}
-    out = {k: v for k, v in said.items() if k.startswith("model.") and not k.startswith(tuple(parts))}
+    out = {
+        k: v for k, v in said.items() if k.startswith("model.") and not k.startswith(tuple(parts))
+    }
     for name, part in parts.items():
         out |= {f"{name}.{k}": v for k, v in tree_flatten(part.parameters())}
     args.output.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,9 @@
-"""Stage 5: the demo target answers questions about new scenes: the text that its drafter learns from.
+"""Stage 5: the demo target answers questions about new scenes, for its drafter to learn from.
 
     python answers.py --model ../../flash_mlx/demo/target --output runs/answers.jsonl --scenes 900
 
-Each scene is asked one thing; the answer is generated twice, greedily and at temperature 1. Scenes of
+Each scene is asked one thing; the answer is generated twice, greedily and at temperature 1. Scenes
+of
 one batch share a prompt, so that their rows have equal length and one padded-free pass serves all.
 
 Shapes:
@@ -17,52 +18,56 @@ import random
 from pathlib import Path
 from typing import Any
 
-import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 import mlx.core as mx
 import numpy as np
+from mlx_vlm.models.cache import make_prompt_cache
+from PIL import Image
+
+import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 from flash_mlx.processing import make_prompt
 from flash_mlx.targets import LoadedTarget, load_target
 from language import BRIEF_PROMPTS, CAPTION_PROMPTS, LIST_PROMPTS, question
-from mlx_vlm.models.cache import make_prompt_cache
-from PIL import Image
 from render import render
-from world import Scene, draw_scene
+from world import draw_scene
 
 SPLIT = 50_000_000
 KINDS = ("caption", "caption", "caption", "question", "question", "list", "brief")
 _PROMPTS = {"caption": CAPTION_PROMPTS, "brief": BRIEF_PROMPTS, "list": LIST_PROMPTS}
 
 
-def draw_batch(rng: random.Random, first: int, size: int) -> tuple[list[Scene], list[Image.Image], list[str]]:
-    """Scenes first, ..., their pictures and prompts; prompts of one batch are alike, questions aside."""
+def draw_batch(rng: random.Random, first: int, size: int) -> tuple[list[Image.Image], list[str]]:
+    """Pictures of scenes first, ... and their prompts, alike unless they are questions."""
     kind = rng.choice(KINDS)
     shared = rng.choice(_PROMPTS[kind]) if kind in _PROMPTS else ""
-    scenes, pictures, prompts = [], [], []
+    pictures, prompts = [], []
     for seed in range(first, first + size):
         own = random.Random(seed)
         scene = draw_scene(own)
-        scenes.append(scene)
         pictures.append(Image.fromarray(render(scene, seed)[0]))
         prompts.append(shared or question(scene, own)[0])
-    return scenes, pictures, prompts
+    return pictures, prompts
 
 
-def embed_prompts(loaded: LoadedTarget, prompts: list[str], pictures: list[Image.Image]) -> tuple[mx.array, list[Any]]:
-    """Input embeddings [B, T, D] of prompts that have the same number of rows, and the prompts."""
+def embed_prompts(
+    loaded: LoadedTarget, prompts: list[str], pictures: list[Image.Image]
+) -> mx.array:
+    """Input embeddings [B, T, D] of prompts that have the same number of rows."""
     model: Any = loaded.target.model
     made = [make_prompt(loaded, p, [image]) for p, image in zip(prompts, pictures, strict=True)]
     pixels = mx.concatenate([prompt.inputs["pixel_values"] for prompt in made])
-    hidden = model.vision_tower(pixels.transpose(0, 2, 3, 1), output_hidden_states=True)[-1][-1][:, 1:]
+    hidden = model.vision_tower(pixels.transpose(0, 2, 3, 1), output_hidden_states=True)[-1][-1][
+        :, 1:
+    ]
     visual = model.multi_modal_projector(hidden)
     text = loaded.target.embed(mx.array([prompt.tokens for prompt in made]))
     first, last = made[0].image_spans[0]
-    return mx.concatenate([text[:, :first], visual, text[:, last:]], axis=1), made
+    return mx.concatenate([text[:, :first], visual, text[:, last:]], axis=1)
 
 
 def decode_batch(
     loaded: LoadedTarget, embeddings: mx.array, temperatures: np.ndarray, max_tokens: int, seed: int
 ) -> list[list[int]]:
-    """Continue B prompts, each at its own temperature; ids end with the stop token if there is one."""
+    """Continue B prompts, each at its own temperature; a stop token is the last id of its text."""
     decoder: Any = loaded.target.model.language_model.model
     cache = make_prompt_cache(loaded.target.model.language_model)
     stop = loaded.eos_ids[0]
@@ -95,17 +100,26 @@ def main() -> None:
     rng = random.Random(args.first)
     with args.output.open("a") as file:
         for first in range(args.first, args.first + args.scenes, args.batch):
-            scenes, pictures, prompts = draw_batch(rng, first, args.batch)
-            lengths = [len(make_prompt(loaded, p, [i])) for p, i in zip(prompts, pictures, strict=True)]
+            pictures, prompts = draw_batch(rng, first, args.batch)
+            lengths = [
+                len(make_prompt(loaded, p, [i])) for p, i in zip(prompts, pictures, strict=True)
+            ]
             for length in sorted(set(lengths)):
                 chosen = [i for i, n in enumerate(lengths) if n == length]
-                embeddings, made = embed_prompts(loaded, [prompts[i] for i in chosen], [pictures[i] for i in chosen])
+                embeddings = embed_prompts(
+                    loaded, [prompts[i] for i in chosen], [pictures[i] for i in chosen]
+                )
                 both = mx.concatenate([embeddings, embeddings])
                 heat = np.repeat([0.0, 1.0], len(chosen))
                 answers = decode_batch(loaded, both, heat, 192, first + length)
                 for j, answer in enumerate(answers):
                     i = chosen[j % len(chosen)]
-                    row = {"scene": first + i, "prompt": prompts[i], "temperature": float(heat[j]), "answer": answer}
+                    row = {
+                        "scene": first + i,
+                        "prompt": prompts[i],
+                        "temperature": float(heat[j]),
+                        "answer": answer,
+                    }
                     file.write(json.dumps(row) + "\n")
             file.flush()
 

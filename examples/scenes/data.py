@@ -10,12 +10,13 @@ import random
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
 from labels import classes, patch_labels
 from language import conversation
-from numpy.typing import NDArray
 from render import PATCHES, render
 from tokenizer import PREFIX, next_question_text, question_text
-from tokenizers import Tokenizer
 from world import Scene, draw_scene
 
 END = "</s>"
@@ -59,7 +60,9 @@ class Conversations:
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text).ids)
 
-    def _turn(self, scene: Scene, kind: str, first: bool, rng: random.Random) -> tuple[list[int], list[int]]:
+    def _turn(
+        self, scene: Scene, kind: str, first: bool, rng: random.Random
+    ) -> tuple[list[int], list[int]]:
         prompt, answer = conversation(scene, kind, rng)
         asked = self.encode((question_text if first else next_question_text)(prompt))
         answered = self.encode(answer + END)
@@ -69,12 +72,18 @@ class Conversations:
         """(tokens, weights) of each conversation about the scene."""
         out = []
         for kinds in self._kinds:
-            turns = [self._turn(scene, kind, i == 0, rng) for i, kind in enumerate(kinds.split("+"))]
-            out.append(([t for turn in turns for t in turn[0]], [w for turn in turns for w in turn[1]]))
+            turns = [
+                self._turn(scene, kind, i == 0, rng) for i, kind in enumerate(kinds.split("+"))
+            ]
+            out.append(
+                ([t for turn in turns for t in turn[0]], [w for turn in turns for w in turn[1]])
+            )
         return out
 
 
-def keep_patches(owners: NDArray[np.int8], count: int, rng: np.random.Generator) -> NDArray[np.int32]:
+def keep_patches(
+    owners: NDArray[np.int8], count: int, rng: np.random.Generator
+) -> NDArray[np.int32]:
     """A random subset [B, count] of the patches, objects' patches preferred; all if count >= P."""
     if count >= PATCHES:
         return np.tile(np.arange(PATCHES, dtype=np.int32), (len(owners), 1))

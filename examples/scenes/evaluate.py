@@ -1,4 +1,4 @@
-"""How grounded is the demo target? Captions of held-out scenes, scored against the scene and another one.
+"""How grounded is the demo target? Captions of held-out scenes, scored against two scenes.
 
     python evaluate.py --model ../../flash_mlx/demo/target --limit 200 --json grounding.json
 
@@ -17,9 +17,10 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 import flash_mlx
 from language import CAPTION_PROMPTS, NUMBERS, OPENINGS, PATTERN_WORDS, RELATIONS, SIZE_WORDS, WHERE
-from PIL import Image
 from render import render
 from world import COLOURS, PLACES, SHAPES, Object, Scene, draw_scene
 
@@ -49,7 +50,9 @@ def mentions(text: str) -> list[Mention]:
     """The objects that a caption places somewhere."""
     found = []
     for sentence in re.split(r"(?<=\.)\s+", text.lower()):
-        cells = [i for i, phrases in enumerate(WHERE) if any(phrase in sentence for phrase in phrases)]
+        cells = [
+            i for i, phrases in enumerate(WHERE) if any(phrase in sentence for phrase in phrases)
+        ]
         words = re.findall(r"[a-z]+", sentence)
         shape, colour = _index(words, SHAPES), _index(words, COLOURS)
         if cells and shape >= 0 and colour >= 0:
@@ -74,8 +77,12 @@ def stated_place(text: str) -> int:
     for i, place in enumerate(PLACES):
         for frame in OPENINGS[place]:
             pieces = [re.escape(piece) for piece in re.split(r"\{[nN]\}", frame) if len(piece) > 8]
-            # Verbs agree with the count, so a frame is recognised by its longest fixed piece's words.
-            longest = max(pieces, key=len).replace("have\\ been", "ha(s|ve)\\ been").replace("are\\ laid", "(is|are)\\ laid")
+            # Verbs agree with the count; a frame is recognised by its longest fixed piece.
+            longest = (
+                max(pieces, key=len)
+                .replace("have\\ been", "ha(s|ve)\\ been")
+                .replace("are\\ laid", "(is|are)\\ laid")
+            )
             for plural in ("lie", "decorate", "hover"):
                 longest = longest.replace(f"\\ {plural}\\ ", f"\\ {plural}s?\\ ")
             if re.search(longest, text):
@@ -87,7 +94,11 @@ def stated_relation(text: str) -> tuple[str, str, str] | None:
     """(first object, relation, second object) of the caption's relation sentence."""
     for name, frames in RELATIONS.items():
         for frame in frames:
-            pattern = re.escape(frame).replace(r"\{a\}", r"(?P<a>\w+ \w+)").replace(r"\{b\}", r"(?P<b>\w+ \w+)")
+            pattern = (
+                re.escape(frame)
+                .replace(r"\{a\}", r"(?P<a>\w+ \w+)")
+                .replace(r"\{b\}", r"(?P<b>\w+ \w+)")
+            )
             if match := re.search(pattern, text):
                 return match["a"], name, match["b"]
     return None
@@ -127,7 +138,10 @@ def score(text: str, scene: Scene) -> dict[str, list[bool]]:
     said = (said + [None] * size)[:size]
     things = (things + [None] * size)[:size]
     best = max(
-        ([_agreement(m, t) for m, t in zip(order, things, strict=True)] for order in itertools.permutations(said)),
+        (
+            [_agreement(m, t) for m, t in zip(order, things, strict=True)]
+            for order in itertools.permutations(said)
+        ),
         key=lambda rows: sum(sum(row[:3]) for row in rows),
     )
     names = ("colour", "shape", "position", "size", "pattern")
@@ -135,9 +149,11 @@ def score(text: str, scene: Scene) -> dict[str, list[bool]]:
     out["count"] = [stated_count(text) == len(scene.objects)]
     out["place"] = [stated_place(text) == scene.place]
     relation = stated_relation(text)
-    out["relation"] = [] if relation is None and len(scene.objects) == 1 else [
-        relation is not None and relation_holds(scene, relation)
-    ]
+    out["relation"] = (
+        []
+        if relation is None and len(scene.objects) == 1
+        else [relation is not None and relation_holds(scene, relation)]
+    )
     out["whole_caption"] = [all(all(v) for v in out.values())]
     return out
 
@@ -162,7 +178,9 @@ def main() -> None:
         scene, picture = held_out_scene(i)
         prompt = CAPTION_PROMPTS[i % len(CAPTION_PROMPTS)]
         scenes.append(scene)
-        texts.append(flash_mlx.generate(model, prompt, image=picture, max_tokens=256, temperature=0.0).text)
+        texts.append(
+            flash_mlx.generate(model, prompt, image=picture, max_tokens=256, temperature=0.0).text
+        )
     table: dict[str, dict[str, float]] = {}
     for name, shift in (("own_scene", 0), ("other_scene", 1)):
         totals: dict[str, list[bool]] = {}
@@ -172,7 +190,9 @@ def main() -> None:
         table[name] = {key: round(sum(v) / max(1, len(v)), 4) for key, v in totals.items()}
     print(json.dumps(table, indent=2))
     if args.json:
-        args.json.write_text(json.dumps({"scenes": args.limit, **table, "texts": texts}, indent=1) + "\n")
+        args.json.write_text(
+            json.dumps({"scenes": args.limit, **table, "texts": texts}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Write a trained stage as a checkpoint in Hugging Face's LLaVA layout.
 
-    python export.py --run runs/joint --tokenizer runs/tokenizer.json --output ../../flash_mlx/demo/target
+    python export.py --run runs/joint --tokenizer runs/tokenizer.json --output runs/target
 
-Weights are stored as float16. Nothing here is special to flash-mlx: `mlx_vlm.load` reads the folder.
+Weights are stored as float16. Nothing here is special to flash-mlx: `mlx_vlm.load` reads the
+folder.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 import mlx.core as mx
+from tokenizers import Tokenizer
+
+import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 from model import TextShape, VisionShape
 from tokenizer import CHAT_TEMPLATE
-from tokenizers import Tokenizer
 
 CONTEXT = 2048
 
 
-def configs(tokenizer: Tokenizer, text: TextShape, vision: VisionShape) -> dict[str, dict[str, Any]]:
+def configs(
+    tokenizer: Tokenizer, text: TextShape, vision: VisionShape
+) -> dict[str, dict[str, Any]]:
     """The JSON files of the checkpoint, by name."""
     ids = {name: tokenizer.token_to_id(f"<{name}>") for name in ("s", "/s", "pad", "image")}
     marks = {"bos_token_id": ids["s"], "eos_token_id": ids["/s"], "pad_token_id": ids["pad"]}
@@ -110,7 +114,11 @@ def main() -> None:
     mark = "model.target."
     arrays = mx.load(str(args.run / "checkpoint.safetensors"))
     weights = {k.removeprefix(mark): v for k, v in arrays.items() if k.startswith(mark)}
-    layers = {k.split("layers.")[1].split(".")[0] for k in weights if k.startswith("language_model.model.layers.")}
+    layers = {
+        k.split("layers.")[1].split(".")[0]
+        for k in weights
+        if k.startswith("language_model.model.layers.")
+    }
     patch = "vision_tower.vision_model.embeddings.patch_embedding.weight"
     weights[patch] = weights[patch].transpose(0, 3, 1, 2)  # PyTorch's order, as on the hub
     args.output.mkdir(parents=True, exist_ok=True)
@@ -118,7 +126,9 @@ def main() -> None:
     mx.save_safetensors(str(args.output / "model.safetensors"), halves, {"format": "pt"})
     shutil.copy(args.tokenizer, args.output / "tokenizer.json")
     tokenizer = Tokenizer.from_file(str(args.tokenizer))
-    for name, content in configs(tokenizer, TextShape(num_hidden_layers=len(layers)), VisionShape()).items():
+    for name, content in configs(
+        tokenizer, TextShape(num_hidden_layers=len(layers)), VisionShape()
+    ).items():
         (args.output / name).write_text(json.dumps(content, indent=2) + "\n")
     (args.output / "chat_template.jinja").write_text(CHAT_TEMPLATE)
 

@@ -1,11 +1,13 @@
 """Cheaper transcendental functions for training on a CPU, with hand-written gradients.
 
 MLX's CPU `exp` costs about 12 ns an element, as much as 1,200 multiply-adds; a small model spends
-half of its training time in softmax and SiLU. A polynomial `exp` (relative error 4e-6) and a rational
+half of its training time in softmax and SiLU. A polynomial `exp` (relative error 4e-6) and a
+rational
 `sigmoid` (absolute error 1e-6), fused by `mx.compile`, cost a third. Inference uses MLX's own.
 
 Shapes:
-    Elementwise functions take any shape. Attention: [..., L, D] queries, [..., S, D] keys and values.
+    Elementwise functions take any shape. Attention: [..., L, D] queries, [..., S, D] keys and
+    values.
 """
 
 from __future__ import annotations
@@ -74,7 +76,7 @@ _gelu_backward = mx.compile(_gelu_gradient)
 
 @mx.custom_function
 def quick_gelu(x: Array) -> Array:
-    """x * sigmoid(1.702 x), CLIP's activation."""
+    """X * sigmoid(1.702 x), CLIP's activation."""
     return _gelu_forward(x)
 
 
@@ -85,7 +87,7 @@ def _(primals: Array, cotangent: Array, _: Array) -> Array:
 
 @mx.custom_function
 def exp(x: Array) -> Array:
-    """exp(x), clipped to |x| <= 80."""
+    """Exponential of x, with |x| clipped to 80."""
     return _exp_compiled(x)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
 from world import COLOURS, GRID, MAX_OBJECTS, PATTERNS, PLACES, SHAPES, SIZES, Scene
 
 GROUPS = {

@@ -1,7 +1,8 @@
 """What is said about a scene: captions, lists, questions and answers.
 
 Wording depends on what is shown, as it does in real captions: each choice has a favourite that the
-scene decides (its place, a shape, a cell), taken with probability `FAVOURITE`, and alternatives that
+scene decides (its place, a shape, a cell), taken with probability `FAVOURITE`, and alternatives
+that
 share the rest. So greedy text varies from picture to picture, and sampled text has entropy.
 
 All randomness comes from the `random.Random` that the caller passes.
@@ -39,7 +40,11 @@ CELLS = (
     "bottom right",
 )
 SIZE_WORDS = (("small", "little", "tiny"), ("large", "big", "huge"))
-PATTERN_WORDS = (("plain", "plain", "plain"), ("striped", "striped", "stripy"), ("dotted", "spotted", "dotted"))
+PATTERN_WORDS = (
+    ("plain", "plain", "plain"),
+    ("striped", "striped", "stripy"),
+    ("dotted", "spotted", "dotted"),
+)
 VERBS = {
     "circle": ("rests", "sits"),
     "square": ("stands", "is set"),
@@ -229,7 +234,9 @@ def _location(thing: Object, rng: random.Random) -> str:
     return _pick(WHERE[thing.cell], thing.size, rng)
 
 
-def _object_sentence(frames: Sequence[str], thing: Object, favourite: int, rng: random.Random) -> str:
+def _object_sentence(
+    frames: Sequence[str], thing: Object, favourite: int, rng: random.Random
+) -> str:
     frame = _pick(frames, favourite, rng)
     verb = _pick(VERBS[SHAPES[thing.shape]], thing.size, rng)
     return frame.format(np=_noun_phrase(thing, rng), v=verb, l=_location(thing, rng))
@@ -280,14 +287,18 @@ def _remark(scene: Scene, rng: random.Random) -> str:
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
-    """Several sentences: the place and count, each object, how two of them relate, an impression."""
+    """Several sentences: place and count, each object, how two of them relate, an impression."""
     place, things = PLACES[scene.place], list(scene.objects)
     count = _count_phrase(len(things), rng, scene.place)
     opening = _pick(OPENINGS[place], len(things), rng)
     sentences = [opening.format(n=count, N=_capital(count))]
     if len(things) == 1:
         # A single shape cannot "have been left" or "are laid out".
-        for plural, singular in ((" have been", " has been"), (" are laid", " is laid"), (" lie ", " lies ")):
+        for plural, singular in (
+            (" have been", " has been"),
+            (" are laid", " is laid"),
+            (" lie ", " lies "),
+        ):
             sentences[0] = sentences[0].replace(plural, singular)
         for plural, singular in ((" decorate ", " decorates "), (" hover ", " hovers ")):
             sentences[0] = sentences[0].replace(plural, singular)
@@ -319,12 +330,13 @@ def listing(scene: Scene) -> str:
     """A numbered list in reading order, with every attribute."""
     lines = [f"Place: {PLACES[scene.place]}. Objects: {NUMBERS[len(scene.objects)]}."]
     for i, thing in enumerate(scene.objects):
-        attributes = f"{SIZES[thing.size]} {COLOURS[thing.colour]} {PATTERNS[thing.pattern]} {SHAPES[thing.shape]}"
-        lines.append(f"{i + 1}. {attributes}, {CELLS[thing.cell]}")
+        size, pattern = SIZES[thing.size], PATTERNS[thing.pattern]
+        name = f"{size} {COLOURS[thing.colour]} {pattern} {SHAPES[thing.shape]}"
+        lines.append(f"{i + 1}. {name}, {CELLS[thing.cell]}")
     return "\n".join(lines)
 
 
-def _ask_count(scene: Scene, rng: random.Random) -> tuple[str, str]:
+def _ask_count(scene: Scene, _rng: random.Random) -> tuple[str, str]:
     count = len(scene.objects)
     names = _joined([_with_article(short_name(thing)) for thing in scene.objects])
     head = "There is one object" if count == 1 else f"There are {NUMBERS[count]} objects"
@@ -333,13 +345,19 @@ def _ask_count(scene: Scene, rng: random.Random) -> tuple[str, str]:
 
 def _ask_cell(scene: Scene, rng: random.Random) -> tuple[str, str]:
     thing = rng.choice(scene.objects)
-    return f"What is at the {CELLS[thing.cell]}?", f"At the {CELLS[thing.cell]} you can see {_noun_phrase(thing, rng)}."
+    return (
+        f"What is at the {CELLS[thing.cell]}?",
+        f"At the {CELLS[thing.cell]} you can see {_noun_phrase(thing, rng)}.",
+    )
 
 
 def _ask_where(scene: Scene, rng: random.Random) -> tuple[str, str]:
     thing = rng.choice(scene.objects)
     name = short_name(thing)
-    return f"Where is the {name}?", f"The {name} is at the {CELLS[thing.cell]} of the picture, {_location(thing, rng)}."
+    return (
+        f"Where is the {name}?",
+        f"The {name} is at the {CELLS[thing.cell]} of the picture, {_location(thing, rng)}.",
+    )
 
 
 def _ask_place(scene: Scene, rng: random.Random) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """Write held-out scenes as picture files, for the benchmark and the examples.
 
-    python make_pictures.py --output runs/pictures --count 40
-    python make_pictures.py --output ../images --count 8 --first 1000 --scale 3
+python make_pictures.py --output runs/pictures --count 40
+python make_pictures.py --output ../images --count 8 --first 1000 --scale 3
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from evaluate import held_out_scene
 from PIL import Image
+
+from evaluate import held_out_scene
 
 
 def main() -> None:

@@ -5,8 +5,10 @@ parameters under the same names (so `export.py` only writes files), takes batche
 conversations about one picture share the picture's rows: rows of the picture are computed once.
 
 Shapes:
-    B pictures, P patches, N rows that all conversations of a picture share (text before the picture,
-    then visual tokens), C conversations a picture, L tokens a conversation, D width, H heads, V vocabulary.
+    B pictures, P patches, N rows that all conversations of a picture share (text before the
+    picture,
+    then visual tokens), C conversations a picture, L tokens a conversation, D width, H heads, V
+    vocabulary.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+
 from fastops import attention, quick_gelu, swiglu
 
 Array = mx.array
@@ -211,8 +214,14 @@ class TextAttention(nn.Module):
         scale = (d // h) ** -0.5
         q, k, v = (_heads(f(rows), h) for f in (self.q_proj, self.k_proj, self.v_proj))
         q = q * scale
-        q_s, q_t = _rotate(q[:, :, :n], *layout.shared_rope), _rotate(q[:, :, n:], *layout.text_rope)
-        k_s, k_t = _rotate(k[:, :, :n], *layout.shared_rope), _rotate(k[:, :, n:], *layout.text_rope)
+        q_s, q_t = (
+            _rotate(q[:, :, :n], *layout.shared_rope),
+            _rotate(q[:, :, n:], *layout.text_rope),
+        )
+        k_s, k_t = (
+            _rotate(k[:, :, :n], *layout.shared_rope),
+            _rotate(k[:, :, n:], *layout.text_rope),
+        )
         v_s, v_t = v[:, :, :n], v[:, :, n:]
         out_s = attention(q_s, k_s, v_s, layout.shared_mask)
 
@@ -273,7 +282,7 @@ class LanguageModel(nn.Module):
 
 
 class Llava(nn.Module):
-    """The whole target. Initial weights are drawn from the global MLX key: call `mx.random.seed` before."""
+    """The whole target. Weights are drawn from MLX's global key: call `mx.random.seed` first."""
 
     def __init__(self, vision: VisionShape, text: TextShape) -> None:
         super().__init__()
@@ -286,7 +295,9 @@ class Llava(nn.Module):
     def _initialise(self, text: TextShape) -> None:
         model = self.language_model.model
         model.embed_tokens.weight = mx.random.normal(model.embed_tokens.weight.shape) * 0.05
-        self.language_model.lm_head.weight = mx.random.normal((text.vocab_size, text.hidden_size)) * 0.02
+        self.language_model.lm_head.weight = (
+            mx.random.normal((text.vocab_size, text.hidden_size)) * 0.02
+        )
         depth = 1 / math.sqrt(2 * text.num_hidden_layers)
         for layer in model.layers:
             for linear in (layer.self_attn.o_proj, layer.mlp.down_proj):

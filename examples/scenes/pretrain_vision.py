@@ -2,7 +2,8 @@
 
     python pretrain_vision.py --output runs/vision --steps 1400
 
-Every picture is new: scene i of the stage is drawn with the seed (SPLIT, i), so a resumed run goes on
+Every picture is new: scene i of the stage is drawn with the seed (SPLIT, i), so a resumed run goes
+on
 where it stopped. The head over the labels is thrown away afterwards.
 """
 
@@ -14,11 +15,12 @@ import random
 import time
 from pathlib import Path
 
-import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+
+import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 from fastops import cross_entropy
 from labels import GROUPS, NUM_CLASSES, OFFSETS, patch_labels
 from model import VisionShape, VisionTower
@@ -112,7 +114,12 @@ def main() -> None:
         if elapsed - shown > 60:
             shown = elapsed
             save_run(args.output, model, optimizer, step, elapsed)
-            row = {"step": step, "seconds": round(elapsed), "loss": round(average, 4), **accuracy(model, 96)}
+            row = {
+                "step": step,
+                "seconds": round(elapsed),
+                "loss": round(average, 4),
+                **accuracy(model, 96),
+            }
             print(json.dumps(row), flush=True)
     save_run(args.output, model, optimizer, step, time.monotonic() - begin)
     print(json.dumps({"step": step, "final": accuracy(model)}), flush=True)

@@ -11,6 +11,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+
 from world import COLOURS, GRID, PLACES, RGB, SHAPES, Object, Scene
 
 SIDE = 128
@@ -20,8 +21,10 @@ _ROWS, _COLUMNS = np.mgrid[0:SIDE, 0:SIDE]
 _OBJECT_COVER = 0.3  # share of a patch that an object must cover to own it
 
 
-def _regular(n: int, radius: float, cx: float, cy: float, inner: float = 1.0) -> list[tuple[float, float]]:
-    """Corners of a regular polygon, first one on top; every second one at `inner` times the radius."""
+def _regular(
+    n: int, radius: float, cx: float, cy: float, inner: float = 1.0
+) -> list[tuple[float, float]]:
+    """Corners of a polygon, the first on top; every second one at `inner` times the radius."""
     points = []
     for i in range(n):
         r = radius * (inner if i % 2 else 1.0)
@@ -83,13 +86,17 @@ def _background(place: str, rng: np.random.Generator) -> NDArray[np.float32]:
     return image
 
 
-def _paint(image: NDArray[np.float32], thing: Object, dark: bool, rng: np.random.Generator) -> NDArray[np.bool_]:
+def _paint(
+    image: NDArray[np.float32], thing: Object, dark: bool, rng: np.random.Generator
+) -> NDArray[np.bool_]:
     cell = SIDE / GRID
     cx = cell * (thing.column + 0.5) + rng.uniform(-3, 3)
     cy = cell * (thing.row + 0.5) + rng.uniform(-3, 3)
     radius = (11, 18)[thing.size] * rng.uniform(0.94, 1.06)
     mask = _shape_mask(SHAPES[thing.shape], cx, cy, radius)
-    colour = np.array(RGB[COLOURS[thing.colour]], np.float32) + rng.normal(0, 6, 3).astype(np.float32)
+    colour = np.array(RGB[COLOURS[thing.colour]], np.float32) + rng.normal(0, 6, 3).astype(
+        np.float32
+    )
     second = colour * 0.45 if colour.mean() > 100 else colour * 0.5 + 125
     fill = np.broadcast_to(colour, image.shape).copy()
     if thing.pattern == 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import mlx.core as mx
@@ -23,7 +22,9 @@ def make_optimizer(rate: float) -> optim.MultiOptimizer:
     return optim.MultiOptimizer([muon, rest], [is_matrix])
 
 
-def set_rate(optimizer: optim.MultiOptimizer, rate: float, step: int, steps: int, floor: float) -> None:
+def set_rate(
+    optimizer: optim.MultiOptimizer, rate: float, step: int, steps: int, floor: float
+) -> None:
     """Linear warm-up over 50 steps; constant until 3/8 of the steps, then linear to `floor`."""
     scale = min(1.0, (step + 1) / 50) * max(floor, min(1.0, 1.6 * (1 - step / steps)))
     for part, factor in zip(optimizer.optimizers, (1.0, 0.1), strict=True):
@@ -38,8 +39,10 @@ def save_run(
     arrays = {f"model.{k}": v for k, v in tree_flatten(model.parameters())}
     arrays |= {f"optimizer.{k}": v for k, v in tree_flatten(optimizer.state)}
     partial = folder / "partial.safetensors"
-    mx.save_safetensors(str(partial), arrays, {"run": json.dumps({"step": step, "seconds": seconds})})
-    os.replace(partial, folder / "checkpoint.safetensors")
+    mx.save_safetensors(
+        str(partial), arrays, {"run": json.dumps({"step": step, "seconds": seconds})}
+    )
+    partial.replace(folder / "checkpoint.safetensors")
 
 
 def load_run(folder: Path, model: nn.Module, optimizer: optim.Optimizer) -> tuple[int, float]:
@@ -50,7 +53,9 @@ def load_run(folder: Path, model: nn.Module, optimizer: optim.Optimizer) -> tupl
     arrays, metadata = mx.load(str(file), return_metadata=True)
     weights = [(k.removeprefix("model."), v) for k, v in arrays.items() if k.startswith("model.")]
     model.load_weights(weights)
-    state = [(k.removeprefix("optimizer."), v) for k, v in arrays.items() if k.startswith("optimizer.")]
+    state = [
+        (k.removeprefix("optimizer."), v) for k, v in arrays.items() if k.startswith("optimizer.")
+    ]
     optimizer.state = tree_unflatten(state)
     run = json.loads(metadata["run"])
     return int(run["step"]), float(run["seconds"])

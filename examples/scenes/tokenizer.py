@@ -1,6 +1,6 @@
 """The demo's tokenizer: byte-level BPE over the grammar's own text, and the chat format.
 
-    python tokenizer.py --output runs/tokenizer.json
+python tokenizer.py --output runs/tokenizer.json
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ import argparse
 import random
 from pathlib import Path
 
-from language import conversation
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from language import conversation
 from world import draw_scene
 
 SPECIAL = ("<unk>", "<s>", "</s>", "<pad>", "<image>")
@@ -43,7 +44,7 @@ CHAT_TEMPLATE = (
 
 def train(num_scenes: int = 6000) -> Tokenizer:
     """Train on conversations about scenes that no other stage uses."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))  # noqa: S106
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(

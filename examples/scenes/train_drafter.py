@@ -1,9 +1,10 @@
-"""Stage 6: the demo's drafter learns from the demo target's own answers.
+r"""Stage 6: the demo's drafter learns from the demo target's own answers.
 
-    python train_drafter.py --model ../../flash_mlx/demo/target --answers runs/answers.jsonl \\
-        --output runs/drafter --iterations 600
+    python train_drafter.py --model ../../flash_mlx/demo/target --answers runs/answers.jsonl \
+        --output runs/drafter --train '{"iterations": 700}'
 
-The target's states are computed once, in batches, and kept in memory at 16 bits: the two answers about
+The target's states are computed once, in batches, and kept in memory at 16 bits: the two answers
+about
 a picture share its rows. Training itself is the library's (`flash_mlx.train`).
 
 Shapes:
@@ -20,9 +21,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 import mlx.core as mx
 import numpy as np
+from PIL import Image
+
+import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 from flash_mlx.decode import decode
 from flash_mlx.draft import FlashConfig, FlashModel
 from flash_mlx.draft.drafter import FlashDrafter
@@ -33,7 +36,6 @@ from flash_mlx.targets import LoadedTarget, load_target
 from flash_mlx.train import Batch, Example, Teacher, TrainConfig, Trainer, TrainingCallback
 from language import CAPTION_PROMPTS
 from model import Llava, TextShape, VisionShape
-from PIL import Image
 from render import render
 from world import draw_scene
 
@@ -49,7 +51,8 @@ def read_examples(loaded: LoadedTarget, file: Path) -> list[list[Example]]:
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     groups = []
     for (scene, prompt), group in itertools.groupby(
-        sorted(rows, key=lambda r: (r["scene"], r["prompt"])), key=lambda r: (r["scene"], r["prompt"])
+        sorted(rows, key=lambda r: (r["scene"], r["prompt"])),
+        key=lambda r: (r["scene"], r["prompt"]),
     ):
         made = make_prompt(loaded, prompt, [picture_of(scene)])
         groups.append([Example(made, tuple(row["answer"])) for row in group])
@@ -68,10 +71,14 @@ def batched_target(loaded: LoadedTarget) -> Llava:
     return model
 
 
-def compute_features(model: Llava, groups: list[list[Example]], size: int = 8) -> dict[int, np.ndarray]:
+def compute_features(
+    model: Llava, groups: list[list[Example]], size: int = 8
+) -> dict[int, np.ndarray]:
     """The LM head's input at every row of each example, [T, D] float16, by the example's `id`."""
     features: dict[int, np.ndarray] = {}
-    ordered = sorted((g for g in groups if len(g) == 2), key=lambda g: max(len(e.tokens) for e in g))
+    ordered = sorted(
+        (g for g in groups if len(g) == 2), key=lambda g: max(len(e.tokens) for e in g)
+    )
     for start in range(0, len(ordered), size):
         batch = ordered[start : start + size]
         first, stop = batch[0][0].prompt.image_spans[0]
@@ -131,8 +138,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--answers", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--config", type=json.loads, default={}, help="settings of FlashConfig, as JSON")
-    parser.add_argument("--train", type=json.loads, default={}, help="settings of TrainConfig, as JSON")
+    parser.add_argument(
+        "--config", type=json.loads, default={}, help="settings of FlashConfig, as JSON"
+    )
+    parser.add_argument(
+        "--train", type=json.loads, default={}, help="settings of TrainConfig, as JSON"
+    )
     parser.add_argument("--limit", type=int, default=0, help="scenes used; 0: all")
     parser.add_argument("--scenes", type=int, default=8, help="scenes of each validation")
     return parser.parse_args()
@@ -163,7 +174,9 @@ def main() -> None:
     }
     mx.random.seed(3)
     model = FlashModel(
-        FlashConfig(hidden_size=target.hidden_size, vocab_size=target.vocab_size, **(settings | args.config))
+        FlashConfig(
+            hidden_size=target.hidden_size, vocab_size=target.vocab_size, **(settings | args.config)
+        )
     )
 
     def validate(averaged: FlashModel) -> Mapping[str, float]:

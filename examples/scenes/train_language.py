@@ -1,10 +1,11 @@
 """Stages 2 and 4: the language model learns to say what the visual tokens show.
 
     python train_language.py --output runs/symbols --visual symbols --layers 4 --steps 190 --floor 1
-    python train_language.py --output runs/deep --visual symbols --layers 12 --init runs/symbols --steps 420
-    python train_language.py --output runs/joint --visual pixels --layers 12 --init runs/aligned --steps 300 --rate 0.01
+    python train_language.py --output runs/deep --visual symbols --init runs/symbols --steps 50
+    python train_language.py --output runs/joint --visual pixels --init runs/aligned --steps 200
 
-With `--visual symbols` the visual tokens are sums of learned vectors, one for each label of a patch:
+With `--visual symbols` the visual tokens are sums of learned vectors, one for each label of a
+patch:
 the language model learns what to do with them while the vision tower is still being trained.
 `align.py` then fits the projector to these vectors, and with `--visual pixels` everything but the
 vision tower is trained on real pictures. A deeper model starts from a shallower one, repeated.
@@ -18,19 +19,20 @@ import time
 from pathlib import Path
 from typing import Any
 
-import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
+from mlx.utils import tree_flatten
+from tokenizers import Tokenizer
+
+import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 from data import Batch, Conversations, make_batch
 from fastops import cross_entropy
 from labels import NONE, NUM_CLASSES
-from mlx.utils import tree_flatten
 from model import Llava, TextShape, VisionShape
 from render import PATCHES
 from runs import load_run, make_optimizer, save_run, set_rate
-from tokenizers import Tokenizer
 
 SPLIT = 20_000_000
 HELD_OUT = 30_000_000
@@ -80,13 +82,17 @@ def loss_of(model: Learner, visual: str, prefix: mx.array, batch: dict[str, mx.a
     """Mean cross-entropy of the answers' tokens [nats]."""
     target, tokens = model.target, batch["tokens"]
     size, first = tokens.shape[0], prefix.shape[0]
-    before = mx.broadcast_to(target.language_model.model.embed_tokens(prefix), (size, first, model.table.shape[1]))
+    before = mx.broadcast_to(
+        target.language_model.model.embed_tokens(prefix), (size, first, model.table.shape[1])
+    )
     shared = mx.concatenate([before, visual_rows(model, visual, batch)], axis=1)
     steps = mx.broadcast_to(mx.arange(first), (size, first))
     positions = mx.concatenate([steps, batch["kept"] + first], axis=1)
     _, hidden = target.hidden(shared, positions, tokens, first + PATCHES)
     logits = target.logits(hidden[:, :, :-1]).reshape(-1, target._shape.vocab_size)
-    return cross_entropy(logits, tokens[:, :, 1:].reshape(-1), batch["weights"][:, :, :-1].reshape(-1))
+    return cross_entropy(
+        logits, tokens[:, :, 1:].reshape(-1), batch["weights"][:, :, :-1].reshape(-1)
+    )
 
 
 def stacked(weights: dict[str, mx.array], layers: int) -> list[tuple[str, mx.array]]:
@@ -102,13 +108,17 @@ def stacked(weights: dict[str, mx.array], layers: int) -> list[tuple[str, mx.arr
     return list(out.items())
 
 
-def held_out_loss(model: Learner, args: argparse.Namespace, chat: Conversations, shift: int = 0) -> float:
+def held_out_loss(
+    model: Learner, args: argparse.Namespace, chat: Conversations, shift: int = 0
+) -> float:
     """Mean loss on held-out scenes; `shift` > 0 shows each conversation another scene's picture."""
     losses = []
     for start in range(HELD_OUT, HELD_OUT + 32, 16):
         batch = make_batch(chat, start, 16, args.kept)
         if shift:
-            rolled = {k: np.roll(getattr(batch, k), shift, axis=0) for k in ("pixels", "classes", "kept")}
+            rolled = {
+                k: np.roll(getattr(batch, k), shift, axis=0) for k in ("pixels", "classes", "kept")
+            }
             batch = Batch(tokens=batch.tokens, weights=batch.weights, **rolled)
         inputs = as_inputs(batch, args.visual, model.table.shape[1], noisy=False)
         losses.append(loss_of(model, args.visual, mx.array(chat.prefix), inputs).item())
@@ -123,12 +133,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--visual", choices=("symbols", "pixels"), required=True)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--kept", type=int, default=80, help="visual tokens read, of 256")
-    parser.add_argument("--kinds", nargs="+", default=list(KINDS), help="conversations about a picture")
+    parser.add_argument(
+        "--kinds", nargs="+", default=list(KINDS), help="conversations about a picture"
+    )
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=0.02, help="Muon's; AdamW has a tenth")
     parser.add_argument("--floor", type=float, default=0.02, help="last rate, relative to --rate")
-    parser.add_argument("--offset", type=int, default=0, help="first scene, so that stages see new ones")
+    parser.add_argument(
+        "--offset", type=int, default=0, help="first scene, so that stages see new ones"
+    )
     parser.add_argument("--report", type=float, default=240, help="seconds between checkpoints")
     return parser.parse_args()
 
@@ -151,10 +165,14 @@ def main() -> None:
     step, spent = load_run(args.output, model, optimizer)
     prefix = mx.array(chat.prefix)
     mx.eval(model.parameters())
-    print(sum(v.size for _, v in tree_flatten(model.trainable_parameters())), "trainable", flush=True)
+    print(
+        sum(v.size for _, v in tree_flatten(model.trainable_parameters())), "trainable", flush=True
+    )
 
     def update(batch: dict[str, mx.array]) -> mx.array:
-        loss, gradients = nn.value_and_grad(model, lambda m: loss_of(m, args.visual, prefix, batch))(model)
+        loss, gradients = nn.value_and_grad(
+            model, lambda m: loss_of(m, args.visual, prefix, batch)
+        )(model)
         gradients, _ = optim.clip_grad_norm(gradients, 1.0)
         optimizer.update(model, gradients)
         return loss
@@ -172,8 +190,15 @@ def main() -> None:
         if elapsed - shown > args.report:
             shown = elapsed
             save_run(args.output, model, optimizer, step, elapsed)
-            row: dict[str, Any] = {"step": step, "seconds": round(elapsed), "loss": round(average, 4)}
-            row |= {"held_out": held_out_loss(model, args, chat), "other_picture": held_out_loss(model, args, chat, 1)}
+            row: dict[str, Any] = {
+                "step": step,
+                "seconds": round(elapsed),
+                "loss": round(average, 4),
+            }
+            row |= {
+                "held_out": held_out_loss(model, args, chat),
+                "other_picture": held_out_loss(model, args, chat, 1),
+            }
             print(json.dumps(row | {"answer_tokens": tokens}), flush=True)
     save_run(args.output, model, optimizer, step, time.monotonic() - begin)
 

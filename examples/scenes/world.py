@@ -1,4 +1,4 @@
-"""What the scenes are made of: places, objects that belong to them, and how a scene is drawn at random.
+"""What scenes are made of: places, objects that belong to them, and how one is drawn.
 
 As in photographs, things co-occur: a place makes some objects, colours, sizes and rows of the grid
 likely together, so a picture is partly predictable from its surroundings and partly not.

@@ -80,7 +80,9 @@ def command(
         output.touch()  # a path that cannot be written is better known before the run
     files = sorted(f for f in data.iterdir() if f.suffix.lower() in PICTURES)[:limit]
     if not files:
-        raise click.UsageError(f"--data must hold pictures ({', '.join(PICTURES)}); {data} has none.")
+        raise click.UsageError(
+            f"--data must hold pictures ({', '.join(PICTURES)}); {data} has none."
+        )
     loaded_model = load(model, draft=drafts[0], draft_block_size=draft_block_size)
     loaded = loaded_model.loaded
     drafters: dict[str, Any] = {}
