@@ -72,6 +72,16 @@ def test_a_drafter_is_replaced_as_a_whole(folder):
     assert len(list(folder.iterdir())) == 2
 
 
+def test_who_reads_a_file_while_it_is_replaced_sees_the_old_one(tmp_path):
+    file = tmp_path / "a.txt"
+    file.write_text("old")
+    with file.open() as reader:
+        with replacing(file) as new:
+            new.write_text("new")
+        assert reader.read() == "old"
+    assert file.read_text() == "new"
+
+
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     file = tmp_path / "a.txt"
     file.write_text("old")
