@@ -9,13 +9,15 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import click
 import pytest
+
+setuptools = pytest.importorskip("setuptools", reason="building needs setuptools")
 
 ROOT = Path(__file__).parents[1]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 needs_pip = pytest.mark.skipif(
-    importlib.util.find_spec("pip") is None or importlib.util.find_spec("setuptools") is None,
-    reason="building needs pip and setuptools in this environment",
+    importlib.util.find_spec("pip") is None, reason="building needs pip in this environment"
 )
 
 
@@ -50,8 +52,9 @@ def environment(tmp_path: Path) -> Path:
     """A fresh virtual environment that sees this one's packages, but not its flash-mlx."""
     packages = tmp_path / "packages"
     packages.mkdir()
-    for entry in Path(sysconfig.get_path("purelib")).iterdir():
-        if "flash_mlx" not in entry.name:
+    folders = {Path(str(module.__file__)).parents[1] for module in (click, setuptools)}
+    for entry in sorted(entry for folder in folders for entry in folder.iterdir()):
+        if "flash_mlx" not in entry.name and not (packages / entry.name).exists():
             (packages / entry.name).symlink_to(entry)
     venv = tmp_path / "venv"
     call(sys.executable, "-m", "venv", "--without-pip", venv)
