@@ -13,13 +13,13 @@ import json
 import random
 from pathlib import Path
 
+import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten
 
-import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 from labels import NUM_CLASSES, classes, patch_labels
 from model import Projector, TextShape, VisionShape, VisionTower
 from render import render

@@ -18,12 +18,12 @@ import random
 from pathlib import Path
 from typing import Any
 
+import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 import mlx.core as mx
 import numpy as np
 from mlx_vlm.models.cache import make_prompt_cache
 from PIL import Image
 
-import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 from flash_mlx.processing import make_prompt
 from flash_mlx.targets import LoadedTarget, load_target
 from language import BRIEF_PROMPTS, CAPTION_PROMPTS, LIST_PROMPTS, question

@@ -17,9 +17,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import flash_mlx
 from PIL import Image
 
-import flash_mlx
 from language import CAPTION_PROMPTS, NUMBERS, OPENINGS, PATTERN_WORDS, RELATIONS, SIZE_WORDS, WHERE
 from render import render
 from world import COLOURS, PLACES, SHAPES, Object, Scene, draw_scene

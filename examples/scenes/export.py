@@ -14,10 +14,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 import mlx.core as mx
 from tokenizers import Tokenizer
 
-import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 from model import TextShape, VisionShape
 from tokenizer import CHAT_TEMPLATE
 

@@ -15,12 +15,12 @@ import random
 import time
 from pathlib import Path
 
+import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 
-import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 from fastops import cross_entropy
 from labels import GROUPS, NUM_CLASSES, OFFSETS, patch_labels
 from model import VisionShape, VisionTower

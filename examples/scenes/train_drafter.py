@@ -21,11 +21,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 from flash_mlx.decode import decode
 from flash_mlx.draft import FlashConfig, FlashModel
 from flash_mlx.draft.drafter import FlashDrafter

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
@@ -26,7 +27,6 @@ import numpy as np
 from mlx.utils import tree_flatten
 from tokenizers import Tokenizer
 
-import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 from data import Batch, Conversations, make_batch
 from fastops import cross_entropy
 from labels import NONE, NUM_CLASSES
