@@ -112,6 +112,8 @@ def judge(tree: DraftTree, logits: mx.array, sampler: Sampler, key: mx.array) ->
             f"The drafter's laws must be over the target's {logits.shape[1]} tokens; got "
             f"{tree.probs.shape[1]}. Pad the missing tokens with probability 0."
         )
+    if len(tree) == 1:  # nothing to check, and the walk reads only what follows the root
+        return Verdict(tree.topology, mx.broadcast_to(sampler.sample(logits, key), (3, 1)))
     if sampler.greedy:
         holds, next_tokens = _follow(tree, sampler.sample(logits, key))
     else:

@@ -16,6 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from flash_mlx.decode import Cache, Drafter, Output, decode
@@ -25,6 +26,10 @@ from flash_mlx.tree import DraftTree, Topology
 
 GREEDY = Sampler()
 KEY = mx.random.key(0)
+
+# Hypothesis: the same examples each time (two float32 logits that tie to the last bit would be no
+# bug), on a machine of any speed.
+steady = settings(max_examples=150, derandomize=True, deadline=None)
 
 
 @dataclass

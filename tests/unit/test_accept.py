@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flash_mlx.accept import Acceptance, accept, judge
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
-from toy import GREEDY, KEY, draw_tree, topologies
+from toy import GREEDY, KEY, draw_tree, steady, topologies
 
 VECTORS = Path(__file__).parents[3] / "shared" / "data" / "golden_vectors" / "vectors.json"
 PLAIN = Sampler(temperature=1)
@@ -134,6 +134,7 @@ def test_the_processed_law_decides() -> None:
         assert accept(chain(0, 1, 1, probs=q), logits, sampler, key).tokens == (1, 2)
 
 
+@steady
 @given(topologies(), st.integers(0, 10**6), st.booleans(), st.booleans())
 def test_a_walk_is_a_path_of_held_drafts(
     topology: Topology, seed: int, laws: bool, sparse: bool

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from flash_mlx.prompt import Prompt
 from flash_mlx.tree import DraftTree, Topology
-from toy import topologies
+from toy import steady, topologies
 
 #   0 -- 1 -- 3 -- 5
 #     \- 2 -- 4
@@ -64,6 +64,7 @@ def test_a_chain_has_no_negative_length() -> None:
         Topology.chain(-1)
 
 
+@steady
 @given(topologies())
 def test_a_row_sees_itself_and_its_ancestors(topology: Topology) -> None:
     for row in range(len(topology)):
@@ -75,6 +76,7 @@ def test_a_row_sees_itself_and_its_ancestors(topology: Topology) -> None:
         assert topology.depth[row] == len(seen) - 1
 
 
+@steady
 @given(topologies())
 def test_families_hold_every_draft_once_eldest_first(topology: Topology) -> None:
     held = [child for _, children in topology.families for child in children]
@@ -86,6 +88,7 @@ def test_families_hold_every_draft_once_eldest_first(topology: Topology) -> None
         assert all(a < b for a, b in pairwise(siblings))
 
 
+@steady
 @given(topologies(), st.integers(1, 12))
 def test_leading_rows_are_a_tree(topology: Topology, num_rows: int) -> None:
     tree = DraftTree(topology, mx.arange(len(topology)), mx.zeros((len(topology), 3)))
