@@ -9,15 +9,13 @@ import tomllib
 import zipfile
 from pathlib import Path
 
-import click
 import pytest
-
-setuptools = pytest.importorskip("setuptools", reason="building needs setuptools")
 
 ROOT = Path(__file__).parents[1]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+TOOLS = [importlib.util.find_spec(name) for name in ("pip", "setuptools", "click")]
 needs_pip = pytest.mark.skipif(
-    importlib.util.find_spec("pip") is None, reason="building needs pip in this environment"
+    None in TOOLS, reason="building needs pip and setuptools in this environment"
 )
 
 
@@ -52,7 +50,7 @@ def environment(tmp_path: Path) -> Path:
     """A fresh virtual environment that sees this one's packages, but not its flash-mlx."""
     packages = tmp_path / "packages"
     packages.mkdir()
-    folders = {Path(str(module.__file__)).parents[1] for module in (click, setuptools)}
+    folders = {Path(spec.origin).parents[1] for spec in TOOLS}
     for entry in sorted(entry for folder in folders for entry in folder.iterdir()):
         if "flash_mlx" not in entry.name and not (packages / entry.name).exists():
             (packages / entry.name).symlink_to(entry)

@@ -1,8 +1,8 @@
 """`flash-mlx convert`, `doctor` and the group itself."""
 
 import json
+import resource
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -14,14 +14,16 @@ from tiny import random_image
 
 
 def test_help_answers_at_once_and_lists_what_there_is() -> None:
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        text = subprocess.run([FLASH_MLX, "--help"], capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.3
+    def seconds() -> float:
+        """Processor time of finished processes: it does not depend on what else runs here."""
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    before = seconds()
+    done = subprocess.run([FLASH_MLX, "--help"], capture_output=True, text=True, check=True)
+    assert seconds() - before < 0.3
     for command in ("generate", "convert", "doctor"):
-        assert f"\n  {command} " in text.stdout
+        assert f"\n  {command} " in done.stdout
 
 
 def test_doctor_says_what_computes(capfd: pytest.CaptureFixture[str]) -> None:
