@@ -14,7 +14,7 @@ SOURCES = sorted(
 )
 
 LAYERS = (
-    {"blas", "files", "images", "prompt", "tree", "kernels"},
+    {"blas", "files", "images", "layout", "prompt", "tree", "kernels"},
     {"cache", "sampling"},
     {"accept"},
     {"decode", "cost"},

@@ -22,9 +22,10 @@ PROMPT_ROWS = 4
 # Root 0, wrong child 1, right child 2, a wrong child of each, right child 5 of row 2.
 TREE = Topology((-1, 0, 0, 1, 2, 2))
 PATH = (0, 2, 5)
-# Largest difference allowed, as a share of the largest logit. Measured: float32 differs by about
-# 1e-6, 16-bit and quantised weights by up to a few hundredths, a bug by tenths.
-TOLERANCE = {mx.float32: 1e-3}
+# Largest difference allowed, as a share of the largest logit. On a CPU, float32 passes differ by
+# 1e-6, 16-bit ones not at all, and planted mistakes make 0.2 or more. The room is for GPUs, whose
+# products round differently for one row and for several (TF32, 16-bit accumulation).
+TOLERANCE = {mx.float32: 0.02}
 TOLERANCE_16_BIT = 0.1
 
 

