@@ -20,7 +20,7 @@ LAYERS = (
     {"decode", "cost"},
     {"stats", "draft", "targets"},
     {"checkpoint", "processing"},
-    {"generate", "session"},
+    {"generate", "session", "measure"},
     {"caption", "bench", "verify", "doctor", "train", "viz"},
     {"convert", "integrations"},
     {"cli"},

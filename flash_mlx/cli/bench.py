@@ -69,7 +69,7 @@ def command(
     output: Path | None,
 ) -> None:
     """Measure drafters against plain decoding, interleaved in one process."""
-    from flash_mlx import bench, doctor
+    from flash_mlx import bench, doctor, measure
     from flash_mlx.checkpoint import load_drafter, resolve_path
     from flash_mlx.generate import load
     from flash_mlx.processing import make_prompt
@@ -104,7 +104,7 @@ def command(
             rows += bench.run(loaded, drafters, questions, settings, bar.update)
     for row in rows:
         row["threads"] = machine.blas.threads
-    curve = bench.verify_cost(loaded, questions[0])
+    curve = measure.verify_cost(loaded, questions[0])
     report = {
         "machine": dataclasses.asdict(machine),
         "settings": {

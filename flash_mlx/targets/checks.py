@@ -6,12 +6,11 @@ missing. Both end here, and damaged files end with a sentence instead of a trace
 
 from __future__ import annotations
 
-import json
-import struct
 from pathlib import Path
 from typing import Any
 
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
+from flash_mlx.files import read_header, read_json
+
 INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -41,23 +40,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """Return a JSON file that holds an object.
-
-    Raises:
-        ValueError: If it does not.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(
-            f"{file} must be valid JSON; {error}. Download or write it again."
-        ) from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{file} must hold a JSON object; it holds a {type(content).__name__}.")
-    return content
-
-
 def check_files(folder: Path) -> None:
     """See that weights, tokenizer and processor are there and whole.
 
@@ -71,7 +53,7 @@ def check_files(folder: Path) -> None:
                 f"The checkpoint must bring its {what}; {folder} has none of {', '.join(names)}."
             )
     for file in weight_files(folder):
-        check_safetensors(file)
+        read_header(file)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -104,33 +86,3 @@ def weight_files(folder: Path) -> list[Path]:
                 f"{folder / INDEX} names {name}, which is missing. Download the checkpoint again."
             )
     return [folder / name for name in names]
-
-
-def check_safetensors(file: Path) -> None:
-    """Compare the header's promise with the file's length; no tensor is read.
-
-    Raises:
-        ValueError: If the file is truncated or is no safetensors file.
-    """
-    damaged = f"{file} must be a whole safetensors file"
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-        if length > min(size - 8, MAX_HEADER_BYTES):
-            raise ValueError(
-                f"{damaged}; its header does not fit in its {size} bytes. It is truncated or "
-                "something else: download it again."
-            )
-        header = stream.read(length)
-    try:
-        tensors = json.loads(header)
-        ends = [entry["data_offsets"][1] for key, entry in tensors.items() if key != "__metadata__"]
-        promised = 8 + length + max(ends, default=0)
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{damaged}; its header cannot be read. Download it again.") from error
-    if size < promised:
-        raise ValueError(
-            f"{damaged}; it has {size} bytes and its header promises {promised}. It is truncated: "
-            "download it again."
-        )

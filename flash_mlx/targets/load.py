@@ -10,9 +10,10 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from flash_mlx.files import read_json
 from flash_mlx.layout import lay_out_for_few_rows
 from flash_mlx.targets.adapter import CHUNK_SIZE, MlxVlmTarget
-from flash_mlx.targets.checks import check_files, read_config, read_json
+from flash_mlx.targets.checks import check_files, read_config
 from flash_mlx.targets.families import Family, family_of
 from flash_mlx.targets.quiet import quiet
 from flash_mlx.targets.selftest import check_target

@@ -1,0 +1,158 @@
+"""The harness counts what was said and times nobody unfairly."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from flash_mlx import bench, cli, measure
+from flash_mlx.decode import NoDrafter
+from flash_mlx.draft import FlashConfig, FlashModel
+from flash_mlx.draft.drafter import FlashDrafter
+from flash_mlx.processing import make_prompt
+from flash_mlx.prompt import Prompt
+from flash_mlx.targets import LoadedTarget
+from tiny import random_image
+
+KEYS = {
+    "drafter", "temperature", "samples", "tokens", "generation_tps", "speedup", "speedup_low",
+    "speedup_high", "end_to_end_speedup", "ttft_ratio", "latency_p50", "latency_p95",
+    "mean_acceptance_length", "accepted_per_round", "acceptance_by_position", "draft_seconds",
+    "verify_seconds", "host_seconds", "peak_memory_gb", "identical", "first_divergence", "error",
+}  # fmt: skip
+
+
+class Broken(NoDrafter):
+    """Fails as a drafter with a bug would."""
+
+    def draft(self, *_: object) -> None:  # type: ignore[override]
+        raise ValueError("no idea")
+
+
+@pytest.fixture(scope="module")
+def prompts(llava: LoadedTarget) -> list[Prompt]:
+    return [make_prompt(llava, "Hi", [random_image(60, 60, seed=i)]) for i in range(3)]
+
+
+@pytest.fixture(scope="module")
+def drafter(llava: LoadedTarget) -> FlashDrafter:
+    target = llava.target
+    mx.random.seed(0)
+    config = FlashConfig(target.hidden_size, target.vocab_size, 3, 4, num_heads=2, head_dim=16)
+    return FlashDrafter(FlashModel(config), target.embed, target.lm_head)
+
+
+def test_rows_say_what_was_said(
+    llava: LoadedTarget, prompts: list[Prompt], drafter: FlashDrafter
+) -> None:
+    rows = bench.run(llava, {"ours": drafter}, prompts, bench.Settings(max_tokens=12))
+    assert [row["drafter"] for row in rows] == ["none", "ours", "mlx-vlm"]
+    plain, ours, theirs = rows
+    for row in rows[:2]:
+        assert row.keys() - {"target_entropy"} == KEYS
+    assert plain["speedup"] == plain["speedup_low"] == plain["speedup_high"] == 1.0
+    assert plain["samples"] == 3
+    assert plain["tokens"] == ours["tokens"] == theirs["tokens"] <= 36
+    assert plain["identical"] == ours["identical"] == theirs["identical"] == 1.0
+    assert ours["first_divergence"] is None
+    assert plain["mean_acceptance_length"] == 1.0
+    assert math.isclose(
+        ours["mean_acceptance_length"], 1 + ours["accepted_per_round"], rel_tol=0.2
+    )  # a budget may cut the last round
+    assert len(ours["acceptance_by_position"]) == 3
+
+
+def test_a_drafter_that_fails_leaves_the_others_standing(
+    llava: LoadedTarget, prompts: list[Prompt], drafter: FlashDrafter
+) -> None:
+    contenders = {"broken": Broken(), "ours": drafter}
+    rows = bench.run(llava, contenders, prompts[:2], bench.Settings(max_tokens=6))
+    by_name = {row["drafter"]: row for row in rows}
+    assert by_name["broken"]["error"] == "ValueError: no idea"
+    assert "speedup" not in by_name["broken"]
+    assert by_name["ours"]["error"] is None
+    assert by_name["ours"]["identical"] == 1.0
+
+
+def test_sampling_has_no_mlx_vlm_row(llava: LoadedTarget, prompts: list[Prompt]) -> None:
+    rows = bench.run(llava, {}, prompts[:1], bench.Settings(temperature=1.0, max_tokens=4))
+    assert [row["drafter"] for row in rows] == ["none"]
+
+
+def test_a_divergence_is_reported_with_its_gap(llava: LoadedTarget, prompts: list[Prompt]) -> None:
+    settings = bench.Settings(max_tokens=8)
+    plain = bench._answer(llava, NoDrafter(), prompts[0], settings, 0)
+    wrong = (plain.tokens[3] + 1) % llava.target.vocab_size
+    other = replace(plain, tokens=(*plain.tokens[:3], wrong, *plain.tokens[4:]))
+    found = bench._first_divergence(llava, prompts, [(other, plain)])
+    logits = measure.read_answer(llava, prompts[0], plain.tokens).logits
+    assert found is not None
+    assert (found["prompt"], found["position"]) == (0, 3)
+    assert found["tokens"] == [wrong, plain.tokens[3]]
+    gap = (logits[3, plain.tokens[3]] - logits[3, wrong]).item()
+    assert found["logit_gap"] == pytest.approx(gap)
+    shorter = replace(plain, tokens=plain.tokens[:5])
+    found = bench._first_divergence(llava, prompts, [(shorter, plain)])
+    assert found == {"prompt": 0, "position": 5, "tokens": [], "logit_gap": None}
+
+
+def test_an_answer_is_read_with_the_logits_it_was_made_from(
+    llava: LoadedTarget, prompts: list[Prompt]
+) -> None:
+    answer = bench._answer(llava, NoDrafter(), prompts[0], bench.Settings(max_tokens=9), 0)
+    logits = measure.read_answer(llava, prompts[0], answer.tokens).logits
+    assert mx.argmax(logits, axis=-1).tolist() == list(answer.tokens)
+    one = measure.read_answer(llava, prompts[0], answer.tokens[:1]).logits
+    assert one.shape == (1, llava.target.vocab_size)
+
+
+def test_entropy_is_that_of_the_laws(llava: LoadedTarget, prompts: list[Prompt]) -> None:
+    tokens = (5, 6, 7)
+    logits = np.array(measure.read_answer(llava, prompts[0], tokens).logits, dtype=np.float64)
+    law = np.exp(logits - logits.max(-1, keepdims=True))
+    law /= law.sum(-1, keepdims=True)
+    expected = -(law * np.log2(law)).sum(-1).mean()
+    assert measure.mean_entropy(llava, [(prompts[0], tokens)]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_interval_holds_the_median_and_narrows_with_data() -> None:
+    few = [1.0, 2.0, 3.0, 4.0, 5.0]
+    low, high = measure.bootstrap_interval(few)
+    assert low <= 3.0 <= high
+    assert low < high
+    narrow = measure.bootstrap_interval(few * 40)
+    assert narrow[1] - narrow[0] < high - low
+    assert measure.bootstrap_interval([2.0]) == (2.0, 2.0)
+
+
+def test_passes_are_timed_for_each_number_of_rows(
+    llava: LoadedTarget, prompts: list[Prompt]
+) -> None:
+    seconds = measure.verify_cost(llava, prompts[0], (1, 3), repeats=2)
+    assert list(seconds) == [1, 3]
+    assert all(value > 0 for value in seconds.values())
+
+
+def test_the_command_writes_the_report(
+    tiny_llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "pictures"
+    data.mkdir()
+    for i in range(2):
+        random_image(40, 50, seed=i).save(data / f"{i}.png")
+    report = tmp_path / "report.json"
+    common = ["bench", "--model", str(tiny_llava), "--draft-model", "none", "--max-tokens", "4"]
+    assert cli.run([*common, "--data", str(data), "--json", str(report)]) == 0
+    assert "tokens/pass" in capsys.readouterr().out
+    written = json.loads(report.read_text())
+    assert {"machine", "settings", "verify_cost", "target_entropy", "rows"} <= written.keys()
+    assert written["verify_cost"]["1"] == 1.0
+    assert written["rows"][0]["threads"] == written["machine"]["blas"]["threads"]
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert cli.run([*common, "--data", str(empty)]) == 2
+    assert cli.run([*common, "--data", str(data), "--temperature", "-1"]) == 2
