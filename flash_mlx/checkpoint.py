@@ -21,6 +21,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from flash_mlx.decode import Target
 from flash_mlx.draft import FlashConfig, FlashDrafter, FlashModel
 from flash_mlx.files import Tensor, read_header, read_json, replacing
+from flash_mlx.layout import lay_out_for_few_rows
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KIND = "flash"
@@ -88,8 +89,10 @@ def load_drafter(path: Path, target: Target, block_size: int | None = None) -> F
                 f"A drafter must be made for its target: the drafter in {path} expects a {name} "
                 f"of {ours}, this target's is {theirs}. Use the drafter of this target."
             )
-    dtype = target.embed(mx.array([0])).dtype
-    return FlashDrafter(load_model(path, dtype), target.embed, target.lm_head, block_size)
+    model = load_model(path, target.embed(mx.array([0])).dtype)
+    if mx.default_device() == mx.Device(mx.cpu):
+        lay_out_for_few_rows(model)
+    return FlashDrafter(model, target.embed, target.lm_head, block_size)
 
 
 def load_model(path: Path, dtype: mx.Dtype = mx.float32) -> FlashModel:

@@ -24,6 +24,7 @@ import mlx.nn as nn
 
 from flash_mlx.draft.layout import Layout
 from flash_mlx.draft.model import FlashModel, pool, swiglu
+from flash_mlx.layout import lay_out_for_few_rows
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
@@ -84,12 +85,11 @@ class FlashDrafter:
         self._topology = Topology.chain(block_size)
         self._slots = block.slot_embeddings[:block_size]
         self._gate = model.residual_gate[:block_size, None]
-        self._fusion = _Joined(model.fc_gate, model.fc_up)
-        self._qkv = _Joined(block.q_proj, block.k_proj, block.v_proj)
-        self._gate_up = _Joined(block.gate_proj, block.up_proj)
-        mx.eval(
-            self._slots, self._gate, self._fusion.arrays, self._qkv.arrays, self._gate_up.arrays
-        )
+        self._fusion = _join(model.fc_gate, model.fc_up)
+        self._qkv = _join(block.q_proj, block.k_proj, block.v_proj)
+        self._gate_up = _join(block.gate_proj, block.up_proj)
+        joined = (self._fusion, self._qkv, self._gate_up)
+        mx.eval(self._slots, self._gate, [layer.parameters() for layer in joined])
 
     def prefill(self, prompt: Prompt, hidden: mx.array, root: int) -> FlashState:
         """Read the prompt and the first token after it.
@@ -242,19 +242,15 @@ class FlashDrafter:
             )
 
 
-class _Joined:
-    """Linear layers that read the same rows, as one."""
-
-    def __init__(self, *layers: nn.Linear) -> None:
-        """Put the weights above each other."""
-        self.arrays = [mx.concatenate([layer.weight for layer in layers])]
-        if "bias" in layers[0]:
-            self.arrays.append(mx.concatenate([layer.bias for layer in layers]))
-
-    def __call__(self, rows: mx.array) -> mx.array:
-        """Return the layers' outputs side by side."""
-        weight, *bias = self.arrays
-        return mx.addmm(bias[0], rows, weight.T) if bias else rows @ weight.T
+def _join(*layers: nn.Linear) -> nn.Linear:
+    """Return linear layers that read the same rows as one, its outputs side by side."""
+    joined = nn.Linear(1, 1, bias="bias" in layers[0])
+    joined.weight = mx.concatenate([layer.weight for layer in layers])
+    if "bias" in joined:
+        joined.bias = mx.concatenate([layer.bias for layer in layers])
+    if mx.default_device() == mx.Device(mx.cpu):
+        lay_out_for_few_rows(joined)
+    return joined
 
 
 def _choose(
