@@ -30,15 +30,17 @@ def next_question_text(prompt: str) -> str:
     return f"USER: {prompt}\nASSISTANT:\n"
 
 
+# Line breaks are written as expressions: Jinja drops one that follows a tag.
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}"
-    "{% if m['role'] == 'assistant' %}ASSISTANT:\n{% else %}USER: {% endif %}"
+    "{% if m['role'] == 'assistant' %}{{ 'ASSISTANT:\\n' }}{% else %}{{ 'USER: ' }}{% endif %}"
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}"
-    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>\n{% endif %}{% endfor %}"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}{{ '<image>\\n' }}{% endif %}"
+    "{% endfor %}"
     "{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}{% endif %}{% endfor %}"
     "{% endif %}"
-    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% else %}\n{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}ASSISTANT:\n{% endif %}"
+    "{% if m['role'] == 'assistant' %}{{ eos_token }}{% else %}{{ '\\n' }}{% endif %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'ASSISTANT:\\n' }}{% endif %}"
 )
 
 

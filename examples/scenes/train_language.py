@@ -2,13 +2,13 @@
 
     python train_language.py --output runs/symbols --visual symbols --layers 4 --steps 190 --floor 1
     python train_language.py --output runs/deep --visual symbols --init runs/symbols --steps 50
-    python train_language.py --output runs/joint --visual pixels --init runs/aligned --steps 200
+    mlx.launch -n 2 train_language.py --output runs/joint --visual pixels --init runs/aligned
 
 With `--visual symbols` the visual tokens are sums of learned vectors, one for each label of a
-patch:
-the language model learns what to do with them while the vision tower is still being trained.
+patch: the language model learns what to do with them while the vision tower is still being trained.
 `align.py` then fits the projector to these vectors, and with `--visual pixels` everything but the
 vision tower is trained on real pictures. A deeper model starts from a shallower one, repeated.
+Under `mlx.launch` each process takes its own scenes and gradients are averaged.
 """
 
 from __future__ import annotations
@@ -149,6 +149,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
+    world = mx.distributed.init()
     mx.random.seed(1)
     chat = Conversations(Tokenizer.from_file(str(args.tokenizer)), tuple(args.kinds))
     model = Learner(args.layers)
@@ -173,7 +174,7 @@ def main() -> None:
         loss, gradients = nn.value_and_grad(
             model, lambda m: loss_of(m, args.visual, prefix, batch)
         )(model)
-        gradients, _ = optim.clip_grad_norm(gradients, 1.0)
+        gradients, _ = optim.clip_grad_norm(nn.average_gradients(gradients), 1.0)
         optimizer.update(model, gradients)
         return loss
 
@@ -181,13 +182,14 @@ def main() -> None:
     begin, average, shown, tokens = time.monotonic() - spent, 0.0, 0.0, 0
     while step < args.steps:
         set_rate(optimizer, args.rate, step, args.steps, args.floor)
-        batch = make_batch(chat, SPLIT + args.offset + step * args.batch, args.batch, args.kept)
+        first = SPLIT + args.offset + (step * world.size() + world.rank()) * args.batch
+        batch = make_batch(chat, first, args.batch, args.kept)
         loss = update(as_inputs(batch, args.visual, width, noisy=True))
         mx.eval(model.parameters(), optimizer.state, loss)
         step, tokens = step + 1, tokens + int(batch.weights.sum())
         average = loss.item() if step == 1 else 0.97 * average + 0.03 * loss.item()
         elapsed = time.monotonic() - begin
-        if elapsed - shown > args.report:
+        if elapsed - shown > args.report and world.rank() == 0:
             shown = elapsed
             save_run(args.output, model, optimizer, step, elapsed)
             row: dict[str, Any] = {
@@ -200,7 +202,8 @@ def main() -> None:
                 "other_picture": held_out_loss(model, args, chat, 1),
             }
             print(json.dumps(row | {"answer_tokens": tokens}), flush=True)
-    save_run(args.output, model, optimizer, step, time.monotonic() - begin)
+    if world.rank() == 0:
+        save_run(args.output, model, optimizer, step, time.monotonic() - begin)
 
 
 if __name__ == "__main__":
