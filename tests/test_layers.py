@@ -15,10 +15,10 @@ SOURCES = sorted(
 
 LAYERS = (
     {"blas", "files", "images", "layout", "prompt", "tree", "kernels"},
-    {"cache", "sampling"},
+    {"cache", "penalties", "sampling"},
     {"accept"},
     {"decode", "cost"},
-    {"stats", "draft", "targets"},
+    {"stats", "draft", "processed", "targets"},
     {"checkpoint", "processing"},
     {"generate", "session", "measure"},
     {"caption", "bench", "verify", "doctor", "train", "viz"},
