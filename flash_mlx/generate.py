@@ -21,7 +21,7 @@ from PIL import Image
 from flash_mlx import blas
 from flash_mlx.checkpoint import load_drafter, resolve_path
 from flash_mlx.decode import Drafter, NoDrafter, Target, decode
-from flash_mlx.draft.drafter import FlashDrafter
+from flash_mlx.draft import FlashDrafter, NgramDrafter
 from flash_mlx.processing import Detokenizer, ImageSource, make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
@@ -42,16 +42,16 @@ class Model:
         loaded: The target with its processor and configuration.
         drafter: What drafts; None decodes plainly.
         name: The target as the caller named it.
-        draft_name: The drafter as the caller named it, or `demo`; `none` without one.
-        draft_kind: `flash` or `none`.
+        draft_name: The drafter as the caller named it, or what `auto` chose; `none` without one.
+        draft_kind: `flash`, `ngram` or `none`.
         is_demo: Whether the target is the bundled demo, which only knows drawn scenes.
     """
 
     loaded: LoadedTarget = field(repr=False)
-    drafter: FlashDrafter | None
+    drafter: Drafter[Any] | None
     name: str
     draft_name: str
-    draft_kind: Literal["flash", "none"]
+    draft_kind: Literal["flash", "ngram", "none"]
     is_demo: bool
 
     @property
@@ -71,7 +71,9 @@ class Model:
 
     def num_latents(self, num_images: int) -> int:
         """Latents that the drafter reads in place of the visual tokens of `num_images` images."""
-        return 0 if self.drafter is None else num_images * self.drafter.model.config.num_latents
+        if not isinstance(self.drafter, FlashDrafter):
+            return 0
+        return num_images * self.drafter.model.config.num_latents
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,8 +125,8 @@ def load(
 
     Args:
         model: `demo`, a folder or a hub id.
-        draft: `auto` takes the demo's drafter for the demo and none otherwise; `none` decodes
-            plainly; else a folder or a hub id.
+        draft: `auto` takes the demo's drafter for the demo and `ngram` otherwise; `ngram` looks
+            drafts up in the text so far; `none` decodes plainly; else a folder or a hub id.
         draft_block_size: Tokens to draft in one pass; the drafter's own number if None.
         dtype: What the target computes in; None chooses what is fast here.
         revision: Branch, tag or commit of the target's hub id.
@@ -141,9 +143,12 @@ def load(
     is_demo = name == "demo"
     path = _demo("target") if is_demo else resolve_path(name, revision)
     if draft_name == "auto":
-        draft_name = "demo" if is_demo else "none"
+        draft_name = "demo" if is_demo else "ngram"
     if draft_name == "none":
         return Model(load_target(path, dtype=dtype), None, name, draft_name, "none", is_demo)
+    if draft_name == "ngram":
+        lookup = NgramDrafter(draft_block_size)
+        return Model(load_target(path, dtype=dtype), lookup, name, draft_name, "ngram", is_demo)
     drafter_path = _demo("drafter") if draft_name == "demo" else resolve_path(draft_name)
     loaded = load_target(path, dtype=dtype)
     drafter = load_drafter(drafter_path, loaded.target, draft_block_size)

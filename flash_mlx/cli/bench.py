@@ -71,6 +71,7 @@ def command(
     """Measure drafters against plain decoding, interleaved in one process."""
     from flash_mlx import bench, doctor, measure
     from flash_mlx.checkpoint import load_drafter, resolve_path
+    from flash_mlx.draft import NgramDrafter
     from flash_mlx.generate import load
     from flash_mlx.processing import make_prompt
 
@@ -89,7 +90,9 @@ def command(
     if loaded_model.drafter is not None:
         drafters[loaded_model.draft_name] = loaded_model.drafter
     for name in drafts[1:]:
-        if name != bench.PLAIN:
+        if name == "ngram":
+            drafters[name] = NgramDrafter(draft_block_size)
+        elif name != bench.PLAIN:
             path = resolve_path(name)
             drafters[name] = load_drafter(path, loaded.target, draft_block_size)
     questions = [

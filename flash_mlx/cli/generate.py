@@ -38,7 +38,7 @@ def model_options(command: Command) -> Command:
             default="auto",
             show_default=True,
             metavar="NAME",
-            help="Drafter: a folder, a hub id, none (plain decoding), or auto.",
+            help="Drafter: a folder, a hub id, ngram (from the text so far), none, or auto.",
         ),
         click.option(
             "--model",
@@ -174,10 +174,10 @@ def _notices(model: Model, draft_model: str) -> Iterator[str]:
             "Using the bundled demo model: it is for trying flash-mlx and only knows drawn scenes. "
             "Choose another with --model."
         )
-    if draft_model == "auto" and model.drafter is None:
+    if draft_model == "auto" and model.draft_kind == "ngram":
         yield (
-            f"No drafter is known for {model.name}, so this is plain decoding. "
-            "Name one with --draft-model."
+            f"No drafter is known for {model.name}, so drafts are looked up in the text so far "
+            "(ngram). Name one with --draft-model."
         )
 
 

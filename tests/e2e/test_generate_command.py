@@ -88,7 +88,7 @@ def test_json_holds_the_figures(
     model = request.getfixturevalue(family)
     words = ("--model", model, "--prompt", "Describe it.", "--max-tokens", 12, "--temp", 0,
              "--image", picture, picture)  # fmt: skip
-    plain = answer(capfd, *words)
+    plain = answer(capfd, *words, "--draft-model", "none")
     drafted = answer(capfd, *words, "--draft-model", drafter, "--num-draft-tokens", 2)
     assert plain.keys() == drafted.keys() == JSON_KEYS
     for key in ("text", "token_ids", "finish_reason", "prompt_tokens", "visual_tokens"):
@@ -101,6 +101,27 @@ def test_json_holds_the_figures(
     assert drafted["generation_tokens"] == len(drafted["token_ids"])
     assert drafted["rounds"] <= drafted["drafted"] <= 2 * drafted["rounds"]
     assert drafted["accepted"] <= drafted["drafted"]
+
+
+@pytest.mark.parametrize("family", ["tiny_llava", "tiny_qwen"])
+def test_drafts_from_the_text_so_far_are_the_default_and_change_nothing(
+    family: str, picture: Path, capfd: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(family)
+    words = ("generate", "--model", model, "--prompt", "a b c a b c a b", "--max-tokens", 60,
+             "--temp", 0, "--image", picture, picture, "--json")  # fmt: skip
+    said = {}
+    for drafter in ("none", "ngram", "auto"):
+        assert run([*map(str, words), "--draft-model", drafter]) == 0
+        out, err = capfd.readouterr()
+        assert len(err.splitlines()) == (1 if drafter == "auto" else 0)
+        assert ("ngram" in err) == (drafter == "auto")
+        said[drafter] = json.loads(out)
+    assert said["ngram"]["token_ids"] == said["none"]["token_ids"] == said["auto"]["token_ids"]
+    for drafter in ("ngram", "auto"):
+        assert (said[drafter]["draft_model"], said[drafter]["draft_kind"]) == ("ngram", "ngram")
+        assert said[drafter]["latents"] == 0
+        assert said[drafter]["drafted"] >= said[drafter]["accepted"] > 0
 
 
 def test_the_answer_depends_on_the_picture_and_needs_none(
