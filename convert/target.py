@@ -14,6 +14,8 @@ from pathlib import Path
 
 from flash_mlx import blas
 from flash_mlx.checkpoint import resolve_path
+from flash_mlx.targets.checks import check_files, read_config
+from flash_mlx.targets.quiet import complaining
 
 
 def convert_target(
@@ -42,11 +44,10 @@ def convert_target(
 
     Raises:
         FileExistsError: `mlx_path` exists and is not an empty folder.
-        FileNotFoundError: `hf_path` is neither a checkpoint's folder nor a hub id that is found.
-        ValueError: The checkpoint cannot be read.
+        FileNotFoundError: `hf_path` is no checkpoint's folder, one of its files is missing, or
+            there is no such hub id.
+        ValueError: The checkpoint is damaged or brings code of its own, or `mlx_path` lies in it.
     """
-    from mlx_vlm.convert import convert
-
     blas.require()
     if mlx_path.exists() and (not mlx_path.is_dir() or any(mlx_path.iterdir())):
         raise FileExistsError(
@@ -54,14 +55,22 @@ def convert_target(
             "Remove it or choose another."
         )
     source = resolve_path(hf_path, revision)
-    if not (source / "config.json").is_file():
-        raise FileNotFoundError(
-            f"A checkpoint's folder must hold config.json; {str(source)!r} does not."
+    read_config(source)  # mlx-vlm would execute the code that `model_file` names
+    check_files(source)  # and do without shards that are missing
+    if mlx_path.resolve().is_relative_to(source.resolve()):
+        raise ValueError(
+            f"The folder to write must not lie in the one to convert; got {mlx_path}. "
+            "Choose one elsewhere."
         )
+    from mlx_vlm.convert import convert
+
     mlx_path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{mlx_path.name}-", dir=mlx_path.parent))
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with (
+            contextlib.redirect_stdout(sys.stderr),
+            complaining(f"mlx-vlm must be able to convert {source}"),
+        ):
             convert(
                 str(source),
                 str(partial),

@@ -23,6 +23,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
 
 MAX_PIXELS = 178_956_970  # twice Pillow's threshold for a warning: 512 MiB as RGB
+RUN_PROGRAMS = ("EPS",)  # formats that Pillow leaves to a program, Ghostscript, if it is there
 DAMAGED = (
     OSError,
     SyntaxError,
@@ -54,15 +55,15 @@ def load_image(source: ImageSource) -> Image.Image:
         return _decode(source, "The image")
     if isinstance(source, bytes):
         return _read(io.BytesIO(source), len(source), "The image")
-    path = Path(source)
+    path, name = Path(source), os.fspath(source)
     if path.is_dir():
-        raise IsADirectoryError(f"An image must be a file; {path} is a folder. Name a file in it.")
+        raise IsADirectoryError(f"An image must be a file; {name} is a folder. Name a file in it.")
     if not path.exists():
-        raise FileNotFoundError(f"An image must be a file; {path} does not exist. Check the path.")
+        raise FileNotFoundError(f"An image must be a file; {name} does not exist. Check the path.")
     if not path.is_file():
-        raise OSError(f"An image must be a file; {path} is a device or a pipe.")
+        raise OSError(f"An image must be a file; {name} is a device or a pipe.")
     with path.open("rb") as stream:
-        return _read(stream, path.stat().st_size, str(path))
+        return _read(stream, path.stat().st_size, name)
 
 
 def _read(stream: BinaryIO, size: int, name: str) -> Image.Image:
@@ -85,6 +86,11 @@ def _read(stream: BinaryIO, size: int, name: str) -> Image.Image:
 
 
 def _decode(image: Image.Image, name: str) -> Image.Image:
+    if image.format in RUN_PROGRAMS:
+        raise ValueError(
+            f"{name} must be a picture of pixels; it is {image.format}, which another program "
+            "would have to draw. Save it as PNG."
+        )
     if image.width * image.height > MAX_PIXELS:
         raise _too_large(name, f"it has {image.width} x {image.height}")
     if image.width == 0 or image.height == 0:
@@ -93,6 +99,8 @@ def _decode(image: Image.Image, name: str) -> Image.Image:
         with _strict_pillow():
             image.load()
             return _to_rgb(_upright(image))
+    except Image.DecompressionBombError as error:
+        raise _too_large(name) from error
     except DAMAGED as error:
         raise ValueError(
             f"{name} must be a whole picture; it is damaged or cut off: {error}. Copy it again."
@@ -136,12 +144,14 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _strict_pillow() -> Iterator[None]:
-    """Let Pillow raise on truncated data, whatever another library asked of it, and not chat."""
-    allowed = ImageFile.LOAD_TRUNCATED_IMAGES
+    """Let Pillow raise on truncated and on too much data, whatever others asked, and not chat."""
+    allowed, threshold = ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # it warns above, and raises above twice as many
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         ImageFile.LOAD_TRUNCATED_IMAGES = allowed
+        Image.MAX_IMAGE_PIXELS = threshold

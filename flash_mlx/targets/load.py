@@ -15,7 +15,7 @@ from flash_mlx.layout import lay_out_for_few_rows
 from flash_mlx.targets.adapter import CHUNK_SIZE, MlxVlmTarget
 from flash_mlx.targets.checks import check_files, read_config
 from flash_mlx.targets.families import Family, family_of
-from flash_mlx.targets.quiet import quiet
+from flash_mlx.targets.quiet import complaining, quiet
 from flash_mlx.targets.selftest import check_target
 from flash_mlx.targets.weights import dequantize
 
@@ -101,16 +101,12 @@ def _load(folder: Path) -> tuple[nn.Module, Any]:
     """
     from mlx_vlm import load
 
-    failed = f"{folder} must be a checkpoint that mlx-vlm can load"
-    try:
-        with quiet():
-            # mlx-vlm's processors trust code in the checkpoint unless told otherwise.
-            model, processor = load(str(folder), lazy=True, trust_remote_code=False)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{failed}; it says: {first_line[:200]}") from error
+    must = f"{folder} must be a checkpoint that mlx-vlm can load"
+    with quiet(), complaining(must):
+        # mlx-vlm's processors trust code in the checkpoint unless told otherwise.
+        model, processor = load(str(folder), lazy=True, trust_remote_code=False)
     if model.get("vision_tower") is None:
-        raise ValueError(f"{failed}; its weights have no vision tower under a name it knows.")
+        raise ValueError(f"{must}; its weights have no vision tower under a name it knows.")
     return model, processor
 
 

@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from commands import FLASH_MLX
 from flash_mlx.cli import run
 from flash_mlx.generate import generate, load
-from tiny import random_image
+from tiny import edit_json, random_image
 
 
 def test_help_answers_at_once_and_lists_what_there_is() -> None:
@@ -68,14 +69,36 @@ def test_quantised_targets_load(tiny_llava: Path, tmp_path: Path) -> None:
 def test_a_conversion_that_fails_leaves_nothing(
     tiny_llava: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    broken = tmp_path / "broken"
-    broken.mkdir()
+    for name in ("broken", "unfit"):
+        (tmp_path / name).mkdir()
     for file in tiny_llava.iterdir():
-        (broken / file.name).write_bytes(file.read_bytes()[:1000])
-    for source in (broken, tmp_path / "missing"):
-        words = ["--hf-path", str(source), "--mlx-path", str(tmp_path / "result")]
+        (tmp_path / "broken" / file.name).write_bytes(file.read_bytes()[:1000])
+        (tmp_path / "unfit" / file.name).write_bytes(file.read_bytes())
+    edit_json(tmp_path / "unfit", "config.json", vision_config=[])
+    for source, target in (
+        ("broken", "result"),
+        ("missing", "result"),
+        ("unfit", "result"),
+        ("unfit", "unfit/inside"),
+    ):
+        words = ["--hf-path", str(tmp_path / source), "--mlx-path", str(tmp_path / target)]
         assert run(["convert", *words]) == 1
         err = capfd.readouterr().err
         assert "flash-mlx: error: " in err
-        assert "Traceback" not in err
-    assert [file.name for file in tmp_path.iterdir()] == ["broken"]
+        assert source in err
+        assert "FLASH_MLX_DEBUG" not in err
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["broken", "unfit"]
+    assert not (tmp_path / "unfit" / "inside").exists()
+
+
+def test_a_conversion_executes_no_code_of_the_checkpoint(
+    tiny_llava: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = shutil.copytree(tiny_llava, tmp_path / "source")
+    witness = tmp_path / "executed"
+    (source / "evil.py").write_text(f"open({str(witness)!r}, 'w')\n")
+    edit_json(source, "config.json", model_file="evil.py")
+    words = ["--hf-path", str(source), "--mlx-path", str(tmp_path / "result")]
+    assert run(["convert", *words]) == 1
+    assert "'evil.py' as model_file" in capfd.readouterr().err
+    assert not witness.exists()

@@ -325,6 +325,19 @@ def test_weights_that_do_not_fit_end_in_one_line(llava_copy: Path) -> None:
         assert "\n" not in str(info.value)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"image_token_index": "x"}, {"vision_config": "x"}, {"text_config": []}, {"quantization": 1}],
+)
+def test_settings_of_the_wrong_type_end_in_one_line(
+    llava_copy: Path, changes: dict[str, object]
+) -> None:
+    edit_json(llava_copy, "config.json", **changes)
+    with pytest.raises(ValueError, match="must be a checkpoint that mlx-vlm can load") as info:
+        load_target(llava_copy)
+    assert "\n" not in str(info.value)
+
+
 def shard_weights(folder: Path) -> None:
     weights = mx.load(str(folder / "model.safetensors"))
     assert isinstance(weights, dict)

@@ -4,7 +4,9 @@ import io
 import os
 import shutil
 import struct
+import subprocess
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -202,19 +204,40 @@ def test_damaged_bytes_give_a_picture_or_one_clear_error(data: st.DataObject, ki
         assert load_image(bytes(content)).mode == "RGB"
 
 
-@pytest.mark.parametrize("side", [14_000, 60_000])
-def test_too_many_pixels_are_refused_before_they_are_decoded(
-    side: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def huge_png(side: int) -> bytes:
+    """The header of a picture of `side` x `side` pixels, and the data of one."""
     content = saved(Image.new("1", (1, 1)), "PNG")
     start = content.index(b"IHDR")
     header = b"IHDR" + struct.pack(">II", side, side) + content[start + 12 : start + 17]
     checksum = struct.pack(">I", zlib.crc32(header))
-    huge = content[:start] + header + checksum + content[start + 21 :]
+    return content[:start] + header + checksum + content[start + 21 :]
+
+
+def in_an_icon(picture: bytes) -> bytes:
+    """A macOS icon that calls itself 1024 x 1024; the picture in it is found when it is decoded."""
+    entry = b"ic10" + struct.pack(">I", 8 + len(picture)) + picture
+    return b"icns" + struct.pack(">I", 8 + len(entry)) + entry
+
+
+@pytest.mark.parametrize("wrap", [bytes, in_an_icon])
+@pytest.mark.parametrize("side", [14_000, 60_000])
+def test_too_many_pixels_are_refused_before_they_are_decoded(
+    side: int, wrap: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for threshold in (Image.MAX_IMAGE_PIXELS, None):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", threshold)
         with pytest.raises(ValueError, match=f"at most {MAX_PIXELS} pixels"):
-            load_image(huge)
+            load_image(wrap(huge_png(side)))
+        assert threshold == Image.MAX_IMAGE_PIXELS
+
+
+def test_a_format_that_another_program_would_draw_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program ran"))
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    with pytest.raises(ValueError, match=r"it is EPS, .* Save it as PNG"):
+        load_image(content)
 
 
 def test_an_image_without_pixels_is_refused() -> None:
