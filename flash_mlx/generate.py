@@ -22,9 +22,11 @@ from flash_mlx import blas
 from flash_mlx.checkpoint import load_drafter, resolve_path
 from flash_mlx.decode import Drafter, NoDrafter, Target, decode
 from flash_mlx.draft import FlashDrafter, NgramDrafter
+from flash_mlx.penalties import CONTEXT_SIZE, make_penalties
+from flash_mlx.processed import LogitsProcessor, processed
 from flash_mlx.processing import Detokenizer, ImageSource, make_prompt
 from flash_mlx.prompt import Prompt
-from flash_mlx.sampling import Sampler
+from flash_mlx.sampling import Sampler, make_sampler
 from flash_mlx.stats import GenerationStats
 from flash_mlx.targets import LoadedTarget, load_target
 
@@ -166,6 +168,14 @@ def stream_generate(
     top_p: float | None = None,
     top_k: int | None = None,
     min_p: float | None = None,
+    repetition_penalty: float | None = None,
+    presence_penalty: float | None = None,
+    frequency_penalty: float | None = None,
+    logit_bias: Mapping[int, float] | None = None,
+    logits_processors: Sequence[LogitsProcessor] | None = None,
+    repetition_context_size: int = CONTEXT_SIZE,
+    presence_context_size: int = CONTEXT_SIZE,
+    frequency_context_size: int = CONTEXT_SIZE,
     seed: int = 0,
 ) -> Iterator[GenerationResponse]:
     """Answer piece by piece, one for each pass of the target.
@@ -181,6 +191,16 @@ def stream_generate(
         top_p: Keep the most likely tokens up to this total probability.
         top_k: Keep that many of the most likely tokens; 0 keeps all.
         min_p: Keep tokens at least this share as likely as the most likely one; None keeps all.
+        repetition_penalty: Above 1, tokens said lately become less likely; None, here and below:
+            no penalty, whatever the checkpoint says, as in mlx-vlm. See `Penalties`.
+        presence_penalty: Taken off the logits of tokens said lately.
+        frequency_penalty: Taken off once for each time that they were said.
+        logit_bias: Token id to what is added to its logit; `-inf` bans the token.
+        logits_processors: Called in order as `logits = f(tokens, logits)`, as in mlx-lm, after the
+            penalties, for each token and each draft of it. See `LogitsProcessor`.
+        repetition_context_size: Tokens that "lately" means, the prompt's last one included.
+        presence_context_size: Likewise.
+        frequency_context_size: Likewise.
         seed: Of the random numbers; the same seed gives the same text.
 
     Returns:
@@ -193,8 +213,18 @@ def stream_generate(
     """
     defaults = model.loaded.generation_defaults
     sampler = make_sampler(defaults, temperature, top_p, top_k, min_p)
+    penalties = make_penalties(
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        logit_bias=logit_bias,
+        repetition_context_size=repetition_context_size,
+        presence_context_size=presence_context_size,
+        frequency_context_size=frequency_context_size,
+    )
+    target = processed(model.target, penalties, logits_processors or ())
     question = make_prompt(model.loaded, prompt, _images(image), system=system)
-    return _respond(model, question, sampler, max_tokens=max_tokens, seed=seed)
+    return _respond(model, target, question, sampler, max_tokens=max_tokens, seed=seed)
 
 
 def generate(
@@ -227,31 +257,6 @@ def join(responses: Sequence[GenerationResponse]) -> GenerationResponse:
     )
 
 
-def make_sampler(
-    defaults: Mapping[str, Any],
-    temperature: float | None = None,
-    top_p: float | None = None,
-    top_k: int | None = None,
-    min_p: float | None = None,
-) -> Sampler:
-    """Complete the caller's settings from a checkpoint's `generation_config.json`.
-
-    Where that says `do_sample: false`, its temperature does not count.
-
-    Raises:
-        ValueError: A setting is out of its range.
-    """
-    if temperature is None:
-        greedy = defaults.get("do_sample") is False
-        temperature = 0.0 if greedy else defaults.get("temperature") or 0.0
-    return Sampler(
-        temperature=temperature,
-        top_p=(defaults.get("top_p") or 1.0) if top_p is None else top_p,
-        top_k=(defaults.get("top_k") or 0) if top_k is None else top_k,
-        min_p=0.0 if min_p is None else min_p,
-    )
-
-
 def _demo(part: str) -> Path:
     folder = DEMO / part
     if not (folder / "config.json").is_file():
@@ -270,7 +275,7 @@ def _images(image: ImageSource | Sequence[ImageSource] | None) -> Sequence[Image
 
 
 def _respond(
-    model: Model, prompt: Prompt, sampler: Sampler, *, max_tokens: int, seed: int
+    model: Model, target: Target, prompt: Prompt, sampler: Sampler, *, max_tokens: int, seed: int
 ) -> Iterator[GenerationResponse]:
     drafter: Drafter[Any] = NoDrafter() if model.drafter is None else model.drafter
     stop_ids = frozenset(model.loaded.eos_ids)
@@ -293,7 +298,7 @@ def _respond(
         )
 
     rounds = decode(
-        model.target,
+        target,
         drafter,
         prompt,
         sampler=sampler,

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -127,6 +128,15 @@ class Penalties:
             (b != 0, lambda x, n: x - b * n, self.frequency_context_size),
         )
         return [(change, context_size) for is_set, change, context_size in every if is_set]
+
+
+def make_penalties(**settings: Any) -> Penalties:
+    """Return the penalties that a caller set: `Penalties`, where None stands for the default.
+
+    Raises:
+        ValueError: A value is out of its range.
+    """
+    return Penalties(**{name: value for name, value in settings.items() if value is not None})
 
 
 def _apply(

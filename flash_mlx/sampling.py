@@ -11,7 +11,9 @@ Shapes:
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import mlx.core as mx
 
@@ -128,3 +130,28 @@ def draw(probs: mx.array, key: mx.array) -> mx.array:
         [...] int32.
     """
     return mx.random.categorical(mx.log(probs), axis=-1, key=key).astype(mx.int32)
+
+
+def make_sampler(
+    defaults: Mapping[str, Any],
+    temperature: float | None = None,
+    top_p: float | None = None,
+    top_k: int | None = None,
+    min_p: float | None = None,
+) -> Sampler:
+    """Complete the caller's settings from a checkpoint's `generation_config.json`.
+
+    Where that says `do_sample: false`, its temperature does not count.
+
+    Raises:
+        ValueError: A setting is out of its range.
+    """
+    if temperature is None:
+        greedy = defaults.get("do_sample") is False
+        temperature = 0.0 if greedy else defaults.get("temperature") or 0.0
+    return Sampler(
+        temperature=temperature,
+        top_p=(defaults.get("top_p") or 1.0) if top_p is None else top_p,
+        top_k=(defaults.get("top_k") or 0) if top_k is None else top_k,
+        min_p=0.0 if min_p is None else min_p,
+    )
