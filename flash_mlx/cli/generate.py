@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from flash_mlx.cli.options import ListOptions, at_least, between
+from flash_mlx.cli.penalties import penalty_options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -103,6 +104,7 @@ def sampling_options(command: Command) -> Command:
 @click.option("--prompt", help=f"What to say; - reads stdin.  [default: {DEFAULT_PROMPT}]")
 @click.option("--system", help="System message.")
 @sampling_options
+@penalty_options
 @click.option("--verbose/--no-verbose", default=True, help="Statistics on stderr; default: on.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 def command(

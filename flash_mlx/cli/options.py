@@ -53,6 +53,11 @@ def at_least(low: float) -> Check:
     return _check(lambda value: value >= low, f"must be {low:g} or more")
 
 
+def above(low: float) -> Check:
+    """A value above `low`."""
+    return _check(lambda value: value > low, f"must be above {low:g}")
+
+
 def between(low: float, high: float, *, open_low: bool = False) -> Check:
     """A value from `low` (itself excluded if `open_low`) to `high`."""
     if open_low:
