@@ -1,14 +1,7 @@
 """Sampling: the text has the law of plain sampling, whatever the drafter proposes.
 
-The distance between an observed and an exact law is their total variation. For n independent
-draws over cells of probability p its mean is at most sum(sqrt(p (1 - p) / n)) / 2, because a
-cell's mean absolute deviation is at most its standard deviation. One draw moves the distance by
-1 / n at most, so by McDiarmid's inequality it exceeds its mean by t with probability
-exp(-2 n t^2) at most. The bound below is passed by chance once in 10^5 tests; keys are fixed, so
-in fact always or never.
-
 Shapes:
-    n: draws.    N: rows of a tree.    V: vocabulary.
+    N: rows of a tree.    V: vocabulary.
 """
 
 import mlx.core as mx
@@ -17,8 +10,10 @@ import pytest
 
 from flash_mlx.accept import judge
 from flash_mlx.decode import NoDrafter
+from flash_mlx.draft import NgramDrafter
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
+from law import assert_law
 from toy import OracleDrafter, RandomDrafter, ToyTarget, draw_tree, exact_law, generate
 
 SAMPLERS = {
@@ -29,15 +24,6 @@ SAMPLERS = {
     "top-p": Sampler(temperature=0.8, top_p=0.7),
     "min-p": Sampler(temperature=1.5, min_p=0.3),
 }
-
-
-def assert_law(counts: np.ndarray, law: np.ndarray) -> None:
-    """Fail if the counts of n draws are too far from the exact law to be drawn from it."""
-    n = counts.sum()
-    mean = np.sqrt(law * (1 - law) / n).sum() / 2
-    bound = mean + np.sqrt(np.log(1e5) / (2 * n))
-    distance = np.abs(counts / n - law).sum() / 2
-    assert distance < bound, f"total variation {distance:.4f}, at most {bound:.4f} by chance"
 
 
 def caterpillar(length: int, ranks: tuple[int, ...], width: int) -> tuple[Topology, np.ndarray]:
@@ -108,6 +94,7 @@ DRAFTERS = {
     "siblings with laws": RandomDrafter(FORKED, V, laws=True, sharpness=2.0),
     "deterministic tree": RandomDrafter(FORKED, V, laws=False, sharpness=2.0),
     "good chain with laws": OracleDrafter(Topology.chain(2), TARGET, laws=True, corruption=0.3),
+    "n-gram": NgramDrafter(),
     "no drafter": NoDrafter(),
 }
 CASES = [
@@ -115,6 +102,7 @@ CASES = [
     ("siblings with laws", "top-p"),
     ("deterministic tree", "hot"),
     ("good chain with laws", "top-k"),
+    ("n-gram", "hot"),
     ("no drafter", "cold"),
 ]
 

@@ -52,8 +52,11 @@ def test_rows_say_what_was_said(
     rows = bench.run(llava, {"ours": drafter}, prompts, bench.Settings(max_tokens=12))
     assert [row["drafter"] for row in rows] == ["none", "ours", "mlx-vlm"]
     plain, ours, theirs = rows
-    for row in rows[:2]:
+    for row in rows:
         assert row.keys() - {"target_entropy"} == KEYS
+        assert row["peak_memory_gb"] > 0
+    assert theirs["verify_seconds"] is None
+    assert ours["verify_seconds"] > 0
     assert plain["speedup"] == plain["speedup_low"] == plain["speedup_high"] == 1.0
     assert plain["samples"] == 3
     assert plain["tokens"] == ours["tokens"] == theirs["tokens"] <= 36
@@ -76,6 +79,29 @@ def test_a_drafter_that_fails_leaves_the_others_standing(
     assert "speedup" not in by_name["broken"]
     assert by_name["ours"]["error"] is None
     assert by_name["ours"]["identical"] == 1.0
+
+
+def test_without_plain_decoding_nothing_is_compared(
+    llava: LoadedTarget, prompts: list[Prompt], drafter: FlashDrafter
+) -> None:
+    rows = bench.run(llava, {bench.PLAIN: Broken(), "ours": drafter}, prompts[:1], bench.Settings())
+    assert {row["error"] for row in rows} == {"ValueError: no idea"}
+    assert not any("speedup" in row for row in rows)
+
+
+def test_answers_of_one_token_cannot_be_timed(llava: LoadedTarget, prompts: list[Prompt]) -> None:
+    with pytest.raises(ValueError, match="two tokens or more"):
+        bench.run(llava, {}, prompts[:2], bench.Settings(max_tokens=1))
+
+
+def test_the_peak_of_memory_is_that_of_the_answer(
+    llava: LoadedTarget, prompts: list[Prompt]
+) -> None:
+    large = mx.zeros((4096, 4096))
+    mx.eval(large)
+    del large
+    answer = bench._answer(llava, NoDrafter(), prompts[0], bench.Settings(max_tokens=3), 0)
+    assert answer.peak_memory_gb < 4096 * 4096 * 4 / 1e9
 
 
 def test_sampling_has_no_mlx_vlm_row(llava: LoadedTarget, prompts: list[Prompt]) -> None:
@@ -137,20 +163,24 @@ def test_passes_are_timed_for_each_number_of_rows(
     assert all(value > 0 for value in seconds.values())
 
 
+@pytest.mark.parametrize("drafts", [["ngram"], ["none", "ngram"]], ids=["first", "later"])
 def test_the_command_writes_the_report(
-    tiny_llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    drafts: list[str], tiny_llava: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "pictures"
     data.mkdir()
     for i in range(2):
         random_image(40, 50, seed=i).save(data / f"{i}.png")
     report = tmp_path / "report.json"
-    common = ["bench", "--model", str(tiny_llava), "--draft-model", "none", "--max-tokens", "4"]
+    common = ["bench", "--model", str(tiny_llava), "--max-tokens", "4", "--draft-model", *drafts]
     assert cli.run([*common, "--data", str(data), "--json", str(report)]) == 0
     assert "tokens/pass" in capsys.readouterr().out
     written = json.loads(report.read_text())
     assert {"machine", "settings", "verify_cost", "target_entropy", "rows"} <= written.keys()
     assert written["verify_cost"]["1"] == 1.0
+    rows = {row["drafter"]: row for row in written["rows"]}
+    assert rows.keys() == {"none", "ngram", "mlx-vlm"}
+    assert (rows["ngram"]["identical"], rows["ngram"]["error"]) == (1.0, None)
     assert written["rows"][0]["threads"] == written["machine"]["blas"]["threads"]
     empty = tmp_path / "empty"
     empty.mkdir()
