@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 
-from flash_mlx.decode import Drafter, NoDrafter, decode
+from flash_mlx.decode import Drafter, NoDrafter, Round, Target, decode
 from flash_mlx.measure import bootstrap_interval, mean_entropy, read_answer
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
@@ -29,6 +29,7 @@ from flash_mlx.targets import LoadedTarget
 
 PLAIN, MLX_VLM = "none", "mlx-vlm"
 TIMED_PROMPTS = 5  # prompts of the run that splits a round's time into phases
+PHASES = ("draft_seconds", "verify_seconds", "host_seconds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +41,14 @@ class Answer:
         prefill_seconds: Time to the first token, vision included [s].
         decode_seconds: Time from the first token to the last [s].
         stats: Counts; empty for mlx-vlm.
+        peak_memory_gb: Most memory that MLX used meanwhile, weights included [GB].
     """
 
     tokens: tuple[int, ...]
     prefill_seconds: float
     decode_seconds: float
     stats: GenerationStats
+    peak_memory_gb: float
 
     @property
     def seconds_per_token(self) -> float:
@@ -93,7 +96,11 @@ def run(
 
     Returns:
         One row a contender, in the format of `bench --json`; the plain one first, with the entropy
-        of the target's text besides. A contender that fails has a row with `error` and no figures.
+        of the target's text besides. A contender that fails has a row with `error` and no figures;
+        if plain decoding fails, that is all of them.
+
+    Raises:
+        ValueError: If no answer is long enough to be timed.
     """
     contenders: dict[str, Drafter[Any] | None] = {PLAIN: NoDrafter(), **drafters}
     if settings.temperature == 0:
@@ -117,12 +124,11 @@ def run(
     rows = []
     for name, drafter in contenders.items():
         row: dict[str, Any] = {"drafter": name, "temperature": settings.temperature}
-        row["error"] = errors.get(name)
-        if name not in errors and PLAIN not in errors:
+        row["error"] = errors.get(name, errors.get(PLAIN))
+        if row["error"] is None:
             row |= _compare(loaded, prompts, answers[name], answers[PLAIN])
-            if drafter is not None:
-                row |= _phases(loaded, drafter, prompts[:TIMED_PROMPTS], settings)
-        if name == PLAIN and name not in errors:
+            row |= _phases(loaded, drafter, prompts[:TIMED_PROMPTS], settings)
+        if name == PLAIN and PLAIN not in errors:
             row["target_entropy"] = mean_entropy(
                 loaded, [(p, a.tokens) for p, a in zip(prompts, answers[name], strict=True)]
             )
@@ -137,12 +143,25 @@ def _answer(
     settings: Settings,
     index: int,
 ) -> Answer:
+    mx.reset_peak_memory()
     if drafter is None:
         return _mlx_vlm_answer(loaded, prompt, settings.max_tokens)
     stats = GenerationStats()
-    tokens: list[int] = []
-    rounds = decode(
-        loaded.target,
+    rounds = stats.watch(_decode(loaded, loaded.target, drafter, prompt, settings, index))
+    tokens = tuple(token for each in rounds for token in each.tokens)
+    return Answer(tokens, stats.prefill_seconds, stats.decode_seconds, stats, _peak_memory_gb())
+
+
+def _decode(
+    loaded: LoadedTarget,
+    target: Target,
+    drafter: Drafter[Any],
+    prompt: Prompt,
+    settings: Settings,
+    index: int,
+) -> Iterator[Round]:
+    return decode(
+        target,
         drafter,
         prompt,
         sampler=Sampler(temperature=settings.temperature),
@@ -150,9 +169,10 @@ def _answer(
         max_tokens=settings.max_tokens,
         stop_ids=frozenset(loaded.eos_ids),
     )
-    for each in stats.watch(rounds):
-        tokens.extend(each.tokens)
-    return Answer(tuple(tokens), stats.prefill_seconds, stats.decode_seconds, stats)
+
+
+def _peak_memory_gb() -> float:
+    return mx.get_peak_memory() / 1e9
 
 
 def _mlx_vlm_answer(loaded: LoadedTarget, prompt: Prompt, max_tokens: int) -> Answer:
@@ -175,15 +195,26 @@ def _mlx_vlm_answer(loaded: LoadedTarget, prompt: Prompt, max_tokens: int) -> An
         tokens.append(response.token)
     # Its last response only reports how the text ended, with the last id once more.
     tokens, times = tokens[: response.generation_tokens], times[: response.generation_tokens]
-    return Answer(tuple(tokens), times[0] - start, times[-1] - times[0], GenerationStats())
+    prefill, decoding = times[0] - start, times[-1] - times[0]
+    return Answer(tuple(tokens), prefill, decoding, GenerationStats(), _peak_memory_gb())
 
 
 def _compare(
     loaded: LoadedTarget, prompts: Sequence[Prompt], ours: list[Answer], plain: list[Answer]
 ) -> dict[str, Any]:
-    """Return a contender's figures beside plain decoding of the same prompts."""
+    """Return a contender's figures beside plain decoding of the same prompts.
+
+    Raises:
+        ValueError: If no pair of answers has a second token, which is the first to be timed.
+    """
     pairs = list(zip(ours, plain, strict=True))
-    speedups = [b.seconds_per_token / a.seconds_per_token for a, b in pairs if len(a.tokens) > 1]
+    timed = [(a, b) for a, b in pairs if min(len(a.tokens), len(b.tokens)) > 1]
+    if not timed:
+        raise ValueError(
+            f"Answers must have two tokens or more to be timed; all {len(pairs)} have one. "
+            "Ask for longer ones."
+        )
+    speedups = [b.seconds_per_token / a.seconds_per_token for a, b in timed]
     low, high = bootstrap_interval(speedups)
     per_token = [(b.seconds / len(b.tokens)) / (a.seconds / len(a.tokens)) for a, b in pairs]
     total = GenerationStats()
@@ -196,7 +227,7 @@ def _compare(
     return {
         "samples": len(ours),
         "tokens": total.generation_tokens,
-        "generation_tps": 1 / statistics.median(a.seconds_per_token for a in ours),
+        "generation_tps": 1 / statistics.median(a.seconds_per_token for a, _ in timed),
         "speedup": statistics.median(speedups),
         "speedup_low": low,
         "speedup_high": high,
@@ -209,7 +240,7 @@ def _compare(
         ),
         "accepted_per_round": total.accepted / rounds if rounds else 0.0,
         "acceptance_by_position": list(total.acceptance_by_position),
-        "peak_memory_gb": mx.get_peak_memory() / 1e9,
+        "peak_memory_gb": max(answer.peak_memory_gb for answer in ours),
         "identical": statistics.mean(a.tokens == b.tokens for a, b in pairs),
         "first_divergence": _first_divergence(loaded, prompts, pairs),
     }
@@ -235,30 +266,27 @@ def _first_divergence(
 
 
 def _phases(
-    loaded: LoadedTarget, drafter: Drafter[Any], prompts: Sequence[Prompt], settings: Settings
-) -> dict[str, float]:
-    """Return seconds per round spent drafting, verifying and on the host, in a run of their own."""
+    loaded: LoadedTarget,
+    drafter: Drafter[Any] | None,
+    prompts: Sequence[Prompt],
+    settings: Settings,
+) -> dict[str, float | None]:
+    """Return seconds per round spent drafting, verifying and on the host, in a run of their own.
+
+    None for mlx-vlm, whose rounds are its own affair.
+    """
+    if drafter is None:
+        return dict.fromkeys(PHASES)
     target, timed = TimedTarget(loaded.target), TimedDrafter(drafter)
     decoding, rounds = 0.0, 0
     for index, prompt in enumerate(prompts):
         stats = GenerationStats()
-        for _ in stats.watch(
-            decode(
-                target,
-                timed,
-                prompt,
-                sampler=Sampler(temperature=settings.temperature),
-                key=mx.random.key(settings.seed + index),
-                max_tokens=settings.max_tokens,
-                stop_ids=frozenset(loaded.eos_ids),
-            )
-        ):
+        for _ in stats.watch(_decode(loaded, target, timed, prompt, settings, index)):
             pass
         decoding, rounds = decoding + stats.decode_seconds, rounds + stats.rounds
-    rounds = max(1, rounds)
-    host = decoding - target.verify_seconds - timed.draft_seconds
-    return {
-        "draft_seconds": timed.draft_seconds / rounds,
-        "verify_seconds": target.verify_seconds / rounds,
-        "host_seconds": host / rounds,
-    }
+    seconds = (
+        timed.draft_seconds,
+        target.verify_seconds,
+        decoding - target.verify_seconds - timed.draft_seconds,
+    )
+    return {name: each / max(1, rounds) for name, each in zip(PHASES, seconds, strict=True)}
