@@ -132,8 +132,7 @@ def read_config(path: Path) -> FlashConfig:
     if (kind := content.pop("draft_kind", None)) != KIND:
         raise ValueError(
             f'{file} must say "draft_kind": "{KIND}"; it says {json.dumps(kind)}. '
-            "Pass a drafter's folder, not a target's; published drafters go through "
-            "`flash-mlx convert` first."
+            "Pass the folder of a drafter made with flash-mlx, not a target's."
         )
     try:
         return FlashConfig.from_dict({k: v for k, v in content.items() if k not in NOTES})

@@ -77,9 +77,11 @@ def test_the_stop_token_is_the_last_one(place: int) -> None:
 
 
 def test_a_stop_token_in_the_prompt_stops_nothing() -> None:
-    unsaid = next(token for token in range(11) if token not in TEXT[:5])
-    assert generate(TARGET, oracle(), (unsaid, *PROMPT), 5, stop_ids=(unsaid,))[0] != unsaid
-    assert len(generate(TARGET, NoDrafter(), PROMPT, 5, stop_ids=(unsaid,))) == 5
+    prompt = (PROMPT[0], 9, *PROMPT)
+    text = continuation(TARGET, prompt, 5)
+    stop = next(token for token in prompt if token not in text)
+    for drafter in (oracle(), NoDrafter()):
+        assert generate(TARGET, drafter, prompt, 5, stop_ids=(stop,)) == text
 
 
 @pytest.mark.parametrize("max_context", [3, 4, 5, 6, 9])

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import huggingface_hub
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
@@ -75,14 +76,23 @@ def test_loading_and_prompting_is_silent_and_needs_no_network(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    def refuse(*args: object) -> None:
-        raise AssertionError(f"network: {args}")
+    attempts: list[object] = []
 
+    def refuse(*args: object, **_: object) -> None:
+        attempts.append(args)
+        raise OSError("no network")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)  # as users have it
     monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
     for folder in (tiny_llava, tiny_qwen):
         assert prefill_logits(load_target(folder)).shape[0] == 1
         assert prefill_logits(load_target(str(folder))).shape[0] == 1
+    assert not attempts
     assert capfd.readouterr() == ("", "")
+    with suppress(Exception):
+        huggingface_hub.model_info("nobody/nothing", timeout=1)
+    assert attempts, "the trap does not work"
 
 
 @pytest.mark.parametrize(
