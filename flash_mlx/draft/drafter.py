@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
+from flash_mlx.draft.in_turn import InTurn
 from flash_mlx.draft.layout import Layout
 from flash_mlx.draft.model import FlashModel, pool, swiglu
 from flash_mlx.layout import lay_out_for_few_rows
@@ -88,6 +89,8 @@ class FlashDrafter:
         self._fusion = _join(model.fc_gate, model.fc_up)
         self._qkv = _join(block.q_proj, block.k_proj, block.v_proj)
         self._gate_up = _join(block.gate_proj, block.up_proj)
+        corrected = config.markov_rank > 0 or config.hydra_size > 0
+        self._in_turn = InTurn(model, embed, lm_head, block_size) if corrected else None
         joined = (self._fusion, self._qkv, self._gate_up)
         mx.eval(self._slots, self._gate, [layer.parameters() for layer in joined])
 
@@ -143,44 +146,17 @@ class FlashDrafter:
                 processed law, which the tree then holds.
             key: PRNG key; not used if greedy.
         """
-        config, noise = self.model.config, None
-        if not sampler.greedy:
-            # The first to arrive of racers with speeds q is token x with probability q(x).
-            shape = (self.block_size, config.vocab_size)
-            noise = -mx.log(mx.random.uniform(shape=shape, key=key))
-        if config.markov_rank or config.hydra_size:
-            tokens, laws = self._draft_in_turn(state.slots, sampler, noise)
+        pick = _pick(sampler, (self.block_size, self.model.config.vocab_size), key)
+        if self._in_turn is None:
+            logits = self._lm_head(state.slots)
+            tokens = pick(0, logits)
         else:
-            tokens, laws = _choose(self._lm_head(state.slots), sampler, noise)
-        tokens = mx.concatenate([mx.array([root], mx.int32), tokens])
-        if laws is not None:  # the last draft has no children, so its row is not read
-            laws = mx.concatenate([laws, mx.zeros_like(laws[:1])])
-        return DraftTree(self._topology, tokens, laws)
-
-    def _draft_in_turn(
-        self, slots: mx.array, sampler: Sampler, noise: mx.array | None
-    ) -> tuple[mx.array, mx.array | None]:
-        """Choose slot by slot, each corrected by the tokens chosen before it: [k], [k, V]."""
-        model = self.model
-        tokens: list[mx.array] = []
-        laws: list[mx.array] = []
-        by_hydra, by_markov = model.config.hydra_size > 0, model.config.markov_rank > 0
-        plain = slots if by_hydra else self._lm_head(slots)
-        said = mx.zeros_like(slots[:1])
-        for slot in range(self.block_size):
-            row = plain[slot : slot + 1]
-            if by_hydra:
-                row = row + model.hydra(slot, said, row) if slot else row
-                row = self._lm_head(row)
-            if by_markov and slot:
-                row = row + model.markov(tokens[-1])
-            token, law = _choose(row, sampler, None if noise is None else noise[slot])
-            if by_hydra and slot + 1 < self.block_size:
-                said = said + self._embed(token).astype(said.dtype)
-            tokens.append(token)
-            if law is not None:
-                laws.append(law)
-        return mx.concatenate(tokens), mx.concatenate(laws) if laws else None
+            tokens, logits = self._in_turn(state.slots, pick)
+        tokens = mx.concatenate([mx.array([root], mx.int32), tokens.astype(mx.int32)])
+        if sampler.greedy:
+            return DraftTree(self._topology, tokens)
+        laws = sampler.probs(logits)  # the last draft has no children, so its row is not read
+        return DraftTree(self._topology, tokens, mx.concatenate([laws, mx.zeros_like(laws[:1])]))
 
     def _fuse(self, followers: tuple[int, ...], hidden: mx.array) -> mx.array:
         """Return z, [A, D], of rows with these hidden states and following tokens."""
@@ -253,23 +229,27 @@ def _join(*layers: nn.Linear) -> nn.Linear:
     return joined
 
 
-def _choose(
-    logits: mx.array, sampler: Sampler, noise: mx.array | None
-) -> tuple[mx.array, mx.array | None]:
-    """Return one token a row, and the laws they were drawn from unless they are greedy.
+def _pick(
+    sampler: Sampler, shape: tuple[int, int], key: mx.array
+) -> Callable[[int, mx.array], mx.array]:
+    """Return how tokens are chosen: rows of logits, of slots from the given one on, to tokens.
 
     Args:
-        logits: [R, V].
-        sampler: Gives the law.
-        noise: [R, V] exponential variables; None if greedy.
-
-    Returns:
-        [R] int32 and [R, V] float32 or None.
+        sampler: Greedy takes the largest logit; else tokens are drawn from its law.
+        shape: k and V.
+        key: PRNG key.
     """
-    if noise is None:
-        return mx.argmax(logits, axis=-1).astype(mx.int32), None
-    laws = sampler.probs(logits)
-    return mx.argmax(laws / noise, axis=-1).astype(mx.int32), laws
+    if sampler.greedy:
+        return lambda _, logits: mx.argmax(logits, axis=-1)
+    # Of racers with speeds q(x), x arrives first with probability q(x).
+    times = -mx.log(mx.random.uniform(shape=shape, key=key))
+    if sampler != Sampler(sampler.temperature):
+        return lambda slot, logits: mx.argmax(
+            sampler.probs(logits) / times[slot : slot + len(logits)], axis=-1
+        )
+    # Only divided by a temperature, the law is not needed for the race: its logarithm will do.
+    head_start = -mx.log(times) * sampler.temperature
+    return lambda slot, logits: mx.argmax(logits + head_start[slot : slot + len(logits)], axis=-1)
 
 
 def _write(buffer: mx.array, rows: mx.array, start: int) -> mx.array:

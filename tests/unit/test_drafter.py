@@ -180,19 +180,20 @@ def test_greedy_drafts_are_a_chain_of_the_most_likely_tokens():
     assert tree.probs is None
 
 
+@pytest.mark.parametrize("sampler", [WARM, Sampler(temperature=1.3)], ids=["top-p", "plain"])
 @pytest.mark.parametrize(
     "changes",
     [{}, {"markov_rank": 3}, {"hydra_size": 5}, {"markov_rank": 3, "hydra_size": 5}],
     ids=["independent", "markov", "hydra", "both"],
 )
-def test_sampled_drafts_follow_the_laws_that_the_tree_tells(changes):
+def test_sampled_drafts_follow_the_laws_that_the_tree_tells(changes, sampler):
     drafter = make_drafter(random_model(replace(SMALL, **changes)))
     tokens, hidden = text(7)
     state = read(drafter, tokens, hidden, [(2, 5)], (7,))
     samples, first, told = 600, np.zeros(11), np.zeros(11)
     seconds: dict[int, list[int]] = {}
     laws: dict[int, np.ndarray] = {}
-    trees = [drafter.draft(5, state, WARM, key) for key in mx.random.split(KEY, samples)]
+    trees = [drafter.draft(5, state, sampler, key) for key in mx.random.split(KEY, samples)]
     mx.eval([(tree.tokens, tree.probs) for tree in trees])
     for tree in trees:
         root, one, two, _ = tree.tokens.tolist()
@@ -213,10 +214,15 @@ def test_sampled_drafts_follow_the_laws_that_the_tree_tells(changes):
     assert different == bool(changes)
 
 
+def soft_capped(hidden: mx.array) -> mx.array:
+    return 2 * mx.tanh(TARGET.lm_head(hidden) / 2)
+
+
+@pytest.mark.parametrize("lm_head", [TARGET.lm_head, soft_capped])
 @pytest.mark.parametrize("changes", [{"markov_rank": 3}, {"hydra_size": 5}])
-def test_later_slots_are_corrected_by_the_tokens_before_them(changes):
+def test_later_slots_are_corrected_by_the_tokens_before_them(changes, lm_head):
     model = random_model(replace(SMALL, **changes))
-    drafter, embedding = make_drafter(model), TARGET.embedding
+    drafter, embedding = FlashDrafter(model, TARGET.embed, lm_head), TARGET.embedding
     for seed in range(8):
         state = read(drafter, *text(7, seed), [], (7,))
         drafted = drafter.draft(5, state, GREEDY, KEY).tokens.tolist()[1:]
@@ -225,7 +231,7 @@ def test_later_slots_are_corrected_by_the_tokens_before_them(changes):
             if slot and "hydra_size" in changes:
                 said = embedding[mx.array(drafted[:slot])].sum(axis=0, keepdims=True)
                 row = row + model.hydra(slot, said, row)
-            logits = TARGET.lm_head(row)
+            logits = lm_head(row)
             if slot and "markov_rank" in changes:
                 logits = logits + model.markov(mx.array(drafted[slot - 1 : slot]))
             assert token == mx.argmax(logits).item()
