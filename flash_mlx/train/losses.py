@@ -120,28 +120,15 @@ def objective(
     def part(
         rows: mx.array, teacher: mx.array, mask: mx.array, *markov: mx.array
     ) -> tuple[mx.array, mx.array, mx.array]:
+        """Return the sum of the losses, that of their shares, and of agreement."""
         teacher, mask = mx.stop_gradient(teacher), mx.stop_gradient(mask)
-        flat = lm_head(rows.reshape(-1, rows.shape[-1])).astype(mx.float32)
-        logits = flat.reshape(*rows.shape[:2], -1)
-        if markov:
-            previous, following = markov
-            later = logits[:, 1:] + previous @ following.T
-            logits = mx.concatenate([logits[:, :1], later], axis=1)
-        agrees = (mx.argmax(logits, axis=-1) == best[teacher]) * mask
-        so_far = mx.cumprod(agrees, axis=1)
+        logits = _slot_logits(rows, lm_head, *markov)
+        so_far = mx.cumprod((mx.argmax(logits, axis=-1) == best[teacher]) * mask, axis=1)
         share = mask * decay
         if weights.until_fail:
             share = mx.concatenate([share[:, :1], share[:, 1:] * so_far[:, :-1]], axis=1)
-        loss = mx.zeros_like(mask)
-        if weights.features:
-            loss = loss + weights.features * smooth_l1(rows, features[teacher])
-        if weights.distribution:
-            loss = loss + weights.distribution * soft_cross_entropy(logits, p[teacher])
-        if weights.argmax:
-            loss = loss + weights.argmax * argmax_cross_entropy(logits, best[teacher])
-        if weights.acceptance:
-            loss = loss + weights.acceptance * negative_log_acceptance(logits, p[teacher])
         share = mx.stop_gradient(share)
+        loss = _losses(rows, logits, features[teacher], p[teacher], best[teacher], weights)
         return (loss * share).sum(), share.sum(), mx.stop_gradient(so_far.sum(axis=0))
 
     num_rows = outputs.shape[0]
@@ -156,3 +143,52 @@ def objective(
     loss, share, agreed = (mx.stack(list(v)).sum(axis=0) for v in zip(*sums, strict=True))
     count = inputs.weight[:, :1].sum(axis=0)
     return loss / mx.maximum(share, 1e-6), mx.concatenate([agreed, count])
+
+
+def _slot_logits(
+    rows: mx.array, lm_head: Callable[[mx.array], mx.array], *markov: mx.array
+) -> mx.array:
+    """Return the logits [n, k, V] float32 of LM head inputs [n, k, D].
+
+    Args:
+        rows: [n, k, D].
+        lm_head: The target's.
+        markov: None, or what the tokens before slots 1 to k - 1 say, [n, k - 1, r], and who
+            listens, [V, r].
+    """
+    logits = lm_head(rows.reshape(-1, rows.shape[-1])).astype(mx.float32)
+    logits = logits.reshape(*rows.shape[:2], -1)
+    if not markov:
+        return logits
+    previous, following = markov
+    return mx.concatenate([logits[:, :1], logits[:, 1:] + previous @ following.T], axis=1)
+
+
+def _losses(
+    rows: mx.array,
+    logits: mx.array,
+    features: mx.array,
+    p: mx.array,
+    best: mx.array,
+    weights: LossWeights,
+) -> mx.array:
+    """Return the weighted sum of the objectives of each slot, [n, k] float32.
+
+    Args:
+        rows: [n, k, D] the drafter's.
+        logits: [n, k, V] of these rows.
+        features: [n, k, D] the target's hidden at the rows that they stand for.
+        p: [n, k, V] the target's distribution there.
+        best: [n, k] its most likely token.
+        weights: Shares of the objectives.
+    """
+    loss = mx.zeros(best.shape)
+    if weights.features:
+        loss = loss + weights.features * smooth_l1(rows, features)
+    if weights.distribution:
+        loss = loss + weights.distribution * soft_cross_entropy(logits, p)
+    if weights.argmax:
+        loss = loss + weights.argmax * argmax_cross_entropy(logits, best)
+    if weights.acceptance:
+        loss = loss + weights.acceptance * negative_log_acceptance(logits, p)
+    return loss

@@ -21,28 +21,11 @@ from flash_mlx.train.losses import (
 )
 from flash_reference import SMALL, random_model, softmax
 from toy import ToyTarget
+from training import EXAMPLES, parameters
 
 TARGET = ToyTarget()
 TEACHER = Teacher.of(TARGET)
 FULL = replace(SMALL, markov_rank=3, hydra_size=4)
-
-
-def example(seed: int, num_prompt: int, num_answer: int, spans=()) -> Example:
-    tokens = np.random.default_rng(seed).integers(0, 11, num_prompt + num_answer).tolist()
-    return Example(Prompt(tuple(tokens[:num_prompt]), tuple(spans)), tuple(tokens[num_prompt:]))
-
-
-EXAMPLES = [
-    example(0, 4, 6),
-    example(1, 7, 3, [(2, 5)]),
-    example(2, 9, 2, [(1, 4), (4, 6)]),
-    example(3, 5, 7, [(3, 5)]),  # ends with an image
-    example(4, 3, 1),  # nothing to draft
-]
-
-
-def parameters(model: nn.Module) -> dict[str, np.ndarray]:
-    return {name: np.array(value) for name, value in tree_flatten(model.parameters())}
 
 
 def test_the_example_of_the_batch():

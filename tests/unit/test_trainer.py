@@ -2,10 +2,8 @@ import json
 from dataclasses import replace
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 
 from flash_mlx.checkpoint import load_model
 from flash_mlx.decode import NoDrafter, decode
@@ -16,27 +14,10 @@ from flash_mlx.stats import GenerationStats
 from flash_mlx.train import Example, Teacher, TrainConfig, Trainer, TrainingCallback
 from flash_reference import SMALL
 from toy import KEY, ToyTarget, generate
+from training import EXAMPLES, parameters
 
 TEACHER = Teacher.of(ToyTarget())
 FULL = replace(SMALL, markov_rank=3, hydra_size=4)
-
-
-def example(seed: int, num_prompt: int, num_answer: int, spans=()) -> Example:
-    tokens = np.random.default_rng(seed).integers(0, 11, num_prompt + num_answer).tolist()
-    return Example(Prompt(tuple(tokens[:num_prompt]), tuple(spans)), tuple(tokens[num_prompt:]))
-
-
-EXAMPLES = [
-    example(0, 4, 6),
-    example(1, 7, 3, [(2, 5)]),
-    example(2, 9, 2, [(1, 4), (4, 6)]),
-    example(3, 5, 7, [(3, 5)]),
-    example(4, 3, 1),  # nothing to draft
-]
-
-
-def parameters(model: nn.Module) -> dict[str, np.ndarray]:
-    return {name: np.array(value) for name, value in tree_flatten(model.parameters())}
 
 
 SHORT = TrainConfig(
