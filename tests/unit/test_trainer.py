@@ -208,3 +208,17 @@ def test_a_trained_drafter_is_accepted_more_often(tmp_path):
     after = acceptance(FlashDrafter(load_model(tmp_path), target.embed, target.lm_head).model)
     assert before < 1.15
     assert after > 1.6
+
+
+def test_a_compiled_step_does_the_same_and_resumes(tmp_path):
+    plain = make_trainer(tmp_path / "plain")
+    plain.run()
+    compiled = replace(SHORT, compile=True)
+    first = make_trainer(tmp_path / "compiled", compiled)
+    first.run(lambda: first.step == 3)
+    second = make_trainer(tmp_path / "compiled", compiled)
+    second.resume()
+    assert second.run()
+    before, after = parameters(plain.averaged()), parameters(second.averaged())
+    for name, value in before.items():
+        np.testing.assert_allclose(after[name], value, atol=1e-4, err_msg=name)
