@@ -157,6 +157,27 @@ def test_a_seed_repeats_a_sampled_text(
     assert one == again != two
 
 
+def test_penalties_and_biases_reach_the_text(
+    tiny_llava: Path, drafter: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--model", tiny_llava, "--prompt", "Hello.", "--max-tokens", 40, "--temp", 0)
+
+    def says(*penalties: object) -> list[int]:
+        plain = answer(capfd, *words, "--draft-model", "none", *penalties)["token_ids"]
+        assert answer(capfd, *words, "--draft-model", drafter, *penalties)["token_ids"] == plain
+        return plain
+
+    free = says()
+    for name in ("repetition", "presence", "frequency"):  # of a text that repeats itself
+        assert says(f"--{name}-penalty", 2) != free
+        assert says(f"--{name}-penalty", 2, f"--{name}-context-size", 3) == free
+    banned = says("--logit-bias", f"{free[0]}=-inf", "--logit-bias", f"{free[1]}=-100")
+    assert not {*free[:2]} & {*banned}
+    # A bias for a token that the model does not have is known once the model is.
+    assert run(["generate", *map(str, words), "--logit-bias", "1000=1"]) == 1
+    assert "400 tokens" in capfd.readouterr().err
+
+
 def test_unusual_pictures_work(
     tiny_llava: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

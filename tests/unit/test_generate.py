@@ -4,7 +4,9 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import mlx.core as mx
 import pytest
 
 import flash_mlx
@@ -64,6 +66,35 @@ def test_a_drafter_does_not_change_the_text(plain: Model, drafted: Model) -> Non
     assert (expected.stats.drafted, expected.latents) == (0, 0)
 
 
+def test_penalties_change_the_text_and_a_drafter_does_not(plain: Model, drafted: Model) -> None:
+    def says(**penalties: Any) -> tuple[int, ...]:
+        settings = {"max_tokens": 40, "temperature": 0.0, **penalties}
+        expected = generate(plain, "Hello.", **settings).token_ids
+        assert generate(drafted, "Hello.", **settings).token_ids == expected
+        return expected
+
+    def only_even(tokens: mx.array, logits: mx.array) -> mx.array:
+        return mx.where(mx.arange(logits.shape[1]) % 2 == 0, logits, -mx.inf)
+
+    free = says()
+    assert free[-15:-10] == free[-10:-5] == free[-5:]  # so penalties must look 5 tokens back
+    for name in ("repetition", "presence", "frequency"):
+        penalty = {f"{name}_penalty": 2.0}
+        assert says(**penalty) != free
+        assert says(**penalty, **{f"{name}_context_size": 3}) == free
+    assert free[0] not in says(logit_bias={free[0]: -100.0})
+    assert all(token % 2 == 0 for token in says(logits_processors=[only_even]))
+
+
+def test_the_checkpoints_own_repetition_penalty_does_not_count(plain: Model) -> None:
+    # mlx-vlm does not read it either.
+    defaults = {**plain.loaded.generation_defaults, "repetition_penalty": 2.0}
+    loaded = dataclasses.replace(plain.loaded, generation_defaults=defaults)
+    settings = {"max_tokens": 40, "temperature": 0.0}
+    said = generate(dataclasses.replace(plain, loaded=loaded), "Hello.", **settings)
+    assert said.token_ids == generate(plain, "Hello.", **settings).token_ids
+
+
 @pytest.mark.parametrize("kind", ["plain", "drafted"])
 def test_a_stop_token_ends_the_text_and_does_not_show(
     kind: str, request: pytest.FixtureRequest
@@ -91,6 +122,10 @@ def test_a_budget_that_ends_with_a_stop_token_is_a_stop(plain: Model) -> None:
 def test_wrong_settings_are_refused_before_anything_is_computed(plain: Model) -> None:
     with pytest.raises(ValueError, match="temperature"):
         stream_generate(plain, "Hello.", temperature=-1.0)
+    with pytest.raises(ValueError, match="repetition penalty"):
+        stream_generate(plain, "Hello.", repetition_penalty=0.0)
+    with pytest.raises(ValueError, match="one of the model's"):
+        stream_generate(plain, "Hello.", logit_bias={10**6: 1.0})
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
         stream_generate(plain, "Hello.", "nowhere.png")
     with pytest.raises(ValueError, match="1 or more"):
