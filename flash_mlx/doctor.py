@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import os
 import platform
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 
 import mlx.core as mx
 
 from flash_mlx import blas
 from flash_mlx.blas import BlasInfo
+from flash_mlx.measure import ROWS, seconds_in_turns
 
 PACKAGES = ("flash-mlx", "mlx", "mlx-vlm", "mlx-lm", "transformers", "numpy")
-ROWS = (1, 2, 4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,6 @@ def examine() -> Report:
 def matmul_seconds(rows: Sequence[int], *, size: int = 2048, repeats: int = 15) -> dict[int, float]:
     """Time a float32 matrix product over several numbers of rows.
 
-    The numbers of rows take turns, so that a change of the machine's load meets all of them.
-
     Args:
         rows: Numbers of rows R.
         size: D of the [R, D] by [D, D] product, weights stored as a linear layer stores them.
@@ -94,14 +91,11 @@ def matmul_seconds(rows: Sequence[int], *, size: int = 2048, repeats: int = 15) 
     weight = mx.random.normal((size, size), key=key)
     inputs = {count: mx.random.normal((count, size), key=key) for count in rows}
     mx.eval(weight, *inputs.values())
-    times: dict[int, list[float]] = {count: [] for count in rows}
-    for repeat in range(repeats + 2):
-        for count, rows_of_input in inputs.items():
-            start = time.perf_counter()
-            mx.eval(rows_of_input @ weight.T)
-            if repeat >= 2:  # the first ones warm up
-                times[count].append(time.perf_counter() - start)
-    return {count: statistics.median(measured) for count, measured in times.items()}
+
+    def product(x: mx.array) -> mx.array:
+        return x @ weight.T
+
+    return seconds_in_turns({count: partial(product, x) for count, x in inputs.items()}, repeats)
 
 
 def _backend(device: str) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -18,7 +19,8 @@ from flash_mlx.prompt import Prompt
 from flash_mlx.targets import LoadedTarget
 from flash_mlx.tree import DraftTree, Topology
 
-PASS_ROWS = (1, 2, 4, 8, 16)
+ROWS = (1, 2, 4, 8, 16)
+WARM_UP = 3  # turns that are not counted
 
 
 def bootstrap_interval(values: Sequence[float], share: float = 0.95) -> tuple[float, float]:
@@ -69,10 +71,30 @@ def mean_entropy(loaded: LoadedTarget, answers: Sequence[tuple[Prompt, Sequence[
     return total / count / float(np.log(2))
 
 
+def seconds_in_turns(runs: Mapping[int, Callable[[], mx.array]], repeats: int) -> dict[int, float]:
+    """Time several computations in turns, so that a change of the machine's load meets all.
+
+    Args:
+        runs: By number of rows, what returns the array to wait for.
+        repeats: Measurements of each.
+
+    Returns:
+        Rows to the median time [s].
+    """
+    times: dict[int, list[float]] = {rows: [] for rows in runs}
+    for turn in range(WARM_UP + repeats):
+        for rows, run in runs.items():
+            start = time.perf_counter()
+            mx.eval(run())
+            if turn >= WARM_UP:
+                times[rows].append(time.perf_counter() - start)
+    return {rows: statistics.median(each) for rows, each in times.items()}
+
+
 def verify_cost(
-    loaded: LoadedTarget, prompt: Prompt, rows: Sequence[int] = PASS_ROWS, repeats: int = 25
+    loaded: LoadedTarget, prompt: Prompt, rows: Sequence[int] = ROWS, repeats: int = 25
 ) -> dict[int, float]:
-    """Time passes over m rows after a prompt, in turns.
+    """Time passes over m rows after a prompt.
 
     Returns:
         m to the median time of a pass [s].
@@ -80,12 +102,9 @@ def verify_cost(
     target = loaded.target
     cache = target.make_cache()
     token = mx.argmax(target.prefill(prompt, cache).logits, axis=-1).astype(mx.int32)
+
+    def verify(tree: DraftTree) -> mx.array:
+        return target.verify(tree, cache).logits
+
     trees = {m: DraftTree(Topology.chain(m - 1), mx.repeat(token, m)) for m in rows}
-    times: dict[int, list[float]] = {m: [] for m in rows}
-    for repeat in range(repeats + 3):
-        for m, tree in trees.items():
-            start = time.perf_counter()
-            mx.eval(target.verify(tree, cache).logits)
-            if repeat >= 3:  # the first ones warm up
-                times[m].append(time.perf_counter() - start)
-    return {m: statistics.median(each) for m, each in times.items()}
+    return seconds_in_turns({m: partial(verify, tree) for m, tree in trees.items()}, repeats)
