@@ -3,8 +3,8 @@
     python answers.py --model ../../flash_mlx/demo/target --output runs/answers.jsonl --scenes 900
 
 Each scene is asked one thing; the answer is generated twice, greedily and at temperature 1. Scenes
-of
-one batch share a prompt, so that their rows have equal length and one padded-free pass serves all.
+of one batch share a prompt, so that their rows have equal length and one padded-free pass serves
+all.
 
 Shapes:
     B: sequences of a batch.    T: prompt rows.    D: hidden size.    V: vocabulary.

@@ -2,8 +2,8 @@
 
 MLX's CPU `exp` costs about 12 ns an element, as much as 1,200 multiply-adds; a small model spends
 half of its training time in softmax and SiLU. A polynomial `exp` (relative error 4e-6) and a
-rational
-`sigmoid` (absolute error 1e-6), fused by `mx.compile`, cost a third. Inference uses MLX's own.
+rational `sigmoid` (absolute error 1e-6), fused by `mx.compile`, cost a third. Inference uses MLX's
+own.
 
 Shapes:
     Elementwise functions take any shape. Attention: [..., L, D] queries, [..., S, D] keys and

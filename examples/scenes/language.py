@@ -2,8 +2,7 @@
 
 Wording depends on what is shown, as it does in real captions: each choice has a favourite that the
 scene decides (its place, a shape, a cell), taken with probability `FAVOURITE`, and alternatives
-that
-share the rest. So greedy text varies from picture to picture, and sampled text has entropy.
+that share the rest. So greedy text varies from picture to picture, and sampled text has entropy.
 
 All randomness comes from the `random.Random` that the caller passes.
 """

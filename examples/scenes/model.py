@@ -6,9 +6,8 @@ conversations about one picture share the picture's rows: rows of the picture ar
 
 Shapes:
     B pictures, P patches, N rows that all conversations of a picture share (text before the
-    picture,
-    then visual tokens), C conversations a picture, L tokens a conversation, D width, H heads, V
-    vocabulary.
+    picture, then visual tokens), C conversations a picture, L tokens a conversation, D width, H
+    heads, V vocabulary.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
     python pretrain_vision.py --output runs/vision --steps 1400
 
 Every picture is new: scene i of the stage is drawn with the seed (SPLIT, i), so a resumed run goes
-on
-where it stopped. The head over the labels is thrown away afterwards.
+on where it stopped. The head over the labels is thrown away afterwards.
 """
 
 from __future__ import annotations

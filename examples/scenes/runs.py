@@ -59,10 +59,3 @@ def load_run(folder: Path, model: nn.Module, optimizer: optim.Optimizer) -> tupl
     optimizer.state = tree_unflatten(state)
     run = json.loads(metadata["run"])
     return int(run["step"]), float(run["seconds"])
-
-
-def load_model(folder: Path, model: nn.Module, strict: bool = True) -> None:
-    """Read only the weights of a checkpoint into `model`."""
-    arrays = mx.load(str(folder / "checkpoint.safetensors"))
-    weights = [(k.removeprefix("model."), v) for k, v in arrays.items() if k.startswith("model.")]
-    model.load_weights(weights, strict=strict)

@@ -4,10 +4,8 @@ r"""Is the demo target's text easier than real captions? Lookup, compression, re
         --reference MMSPEC_FOLDER --reference-tokenizer LLAVA_TOKENIZER.json
 
 `--texts` is what `evaluate.py --json` wrote. The reference is MMSpec's format: `mmspec.jsonl` with
-the
-prompts and `baseline-LLaVA-1.5-7B.jsonl` with recorded captions. Texts are compared at equal
-length,
-because a compressor does better on longer ones.
+the prompts and `baseline-LLaVA-1.5-7B.jsonl` with recorded captions. Texts are compared at equal
+length, because a compressor does better on longer ones.
 """
 
 from __future__ import annotations

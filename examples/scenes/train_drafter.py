@@ -4,8 +4,7 @@ r"""Stage 6: the demo's drafter learns from the demo target's own answers.
         --output runs/drafter --train '{"iterations": 700}'
 
 The target's states are computed once, in batches, and kept in memory at 16 bits: the two answers
-about
-a picture share its rows. Training itself is the library's (`flash_mlx.train`).
+about a picture share its rows. Training itself is the library's (`flash_mlx.train`).
 
 Shapes:
     B: sequences.    T: rows of a sequence.    D: hidden size.
