@@ -138,13 +138,16 @@ def test_the_answer_depends_on_the_picture_and_needs_none(
     assert with_system["prompt_tokens"] > without["prompt_tokens"]
 
 
-def test_a_prompt_comes_from_stdin(
-    tiny_llava: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_prompt_comes_from_stdin(tiny_llava: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ("--model", tiny_llava, "--max-tokens", 8, "--temp", 0)
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("Wie groß?\n".encode())))
-    piped = answer(capfd, *words, "--prompt", "-")
-    assert piped["token_ids"] == answer(capfd, *words, "--prompt", "Wie groß?")["token_ids"]
+    piped = ("generate", *words, "--prompt", "-", "--json")
+    code, out, err = command(*piped, stdin="Wie groß?\n".encode())
+    assert code == 0, err
+    expected = answer(capfd, *words, "--prompt", "Wie groß?")
+    assert json.loads(out)["token_ids"] == expected["token_ids"]
+    code, out, err = command(*piped, stdin=b"caf\xe9")
+    assert (code, out) == (1, b"")
+    assert "UTF-8" in err
 
 
 def test_a_seed_repeats_a_sampled_text(
