@@ -140,6 +140,9 @@ def test_what_was_loaded_can_be_asked(plain: Model, drafted: Model, tiny_llava: 
     assert plain.config["model_type"] == "llava"
     found = load(tiny_llava)  # no drafter is known for it
     assert (found.draft_kind, found.draft_name, found.num_latents(3)) == ("ngram", "ngram", 0)
+    assert load(tiny_llava, "ngram", draft_block_size=2).drafter.num_drafts == 2
+    with pytest.raises(ValueError, match="drafts must be 1 or more; got 0"):
+        load(tiny_llava, "ngram", draft_block_size=0)
 
 
 def test_the_root_exports_lazily() -> None:

@@ -91,21 +91,34 @@ def test_the_newest_tokens_do_not_match_themselves() -> None:
     assert vllm([5, 5, 5], 2, 2, 4) == [5]
 
 
-def test_images_are_neither_matched_nor_drafted() -> None:
-    rule = NgramRule(drafts_per_match=None)
+def written(text: Sequence[int | None]) -> Prompt:
+    """Return a prompt in which each None is an image of two rows."""
+    tokens: list[int] = []
+    spans = []
+    for token in text:
+        tokens += [IMAGE, IMAGE] if token is None else [token]
+        spans += [(len(tokens) - 2, len(tokens))] if token is None else []
+    return Prompt(tuple(tokens), tuple(spans))
 
-    def found(before: Sequence[int], after: Sequence[int], last: int, num_images: int = 1) -> Any:
-        rows = [(*before, *[IMAGE] * 3 * num_images, *after)]
-        spans = [(len(before) + 3 * i, len(before) + 3 * i + 3) for i in range(num_images)]
-        prompt = Prompt(rows[0], tuple(spans))
-        return NgramDrafter(9, rule).prefill(prompt, NO_HIDDEN, last).drafts
 
-    assert found([1, 2], [3, 1], 2) == ()  # "1 2" stands before the image, and nothing follows
-    assert found([1], [2, 7, 1], 2) == (7, 1, 2)  # "1 2" is torn by the image; "2" is not
-    assert found([1, 2, 8], [9, 1], 2) == (8,)  # drafts end at the image
-    assert found([], [IMAGE, 4], IMAGE) == (4, IMAGE)  # only rows that hold an image are set aside
-    assert found([5, 6], [], 5, num_images=2) == (6,)
-    assert found([], [], IMAGE) == ()
+@pytest.mark.parametrize(
+    ("text", "root", "expected"),
+    [
+        ([1, 2, None, 3, 1], 2, ()),  # "1 2" and "2" end at the image, so nothing follows them
+        ([1, None, 2, 7, 1], 2, (7, 1, 2)),  # "1 2" is torn by the image, "2" is not
+        ([1, 2, 8, None, 9, 1], 2, (8,)),  # drafts end at the image
+        ([5, 3, 1, None, 3, 2, 4, None], 3, (2, 4)),  # by "3"; "image, 3" would be the same
+        ([3, 6, 5, None, 3, 2, 3, 7, None], 3, (7,)),  # by "3", not by "image, 3"
+        ([None, IMAGE, 4], IMAGE, (4, IMAGE)),  # only rows that hold an image are set aside
+        ([5, 6, None, None], 5, (6,)),
+        ([None], IMAGE, ()),
+    ],
+)
+def test_images_are_neither_matched_nor_drafted(
+    text: list[int | None], root: int, expected: tuple[int, ...]
+) -> None:
+    drafter = NgramDrafter(9, NgramRule(drafts_per_match=None))
+    assert drafter.prefill(written(text), NO_HIDDEN, root).drafts == expected
 
 
 def naive(text: Sequence[int | None], num_drafts: int, rule: NgramRule) -> tuple[int | None, ...]:
@@ -152,13 +165,8 @@ def test_drafts_are_those_of_a_naive_search_and_states_are_values(
     num_drafts: int,
     rule: NgramRule,
 ) -> None:
-    tokens: list[int] = []
-    spans = []
-    for token in text:  # an image has two rows
-        tokens += [IMAGE, IMAGE] if token is None else [token]
-        spans += [(len(tokens) - 2, len(tokens))] if token is None else []
     drafter = NgramDrafter(num_drafts, rule)
-    state = drafter.prefill(Prompt(tuple(tokens), tuple(spans)), NO_HIDDEN, 1)
+    state = drafter.prefill(written(text), NO_HIDDEN, 1)
     said: list[tuple[list[int | None], NgramState]] = [([*text, 1], state)]
     for each in rounds:
         before, state = said[-1]
@@ -245,11 +253,23 @@ def test_greedy_tokens_are_the_targets(
     assert generate(target, drafter, prompt, budget, stop_ids=stop_ids) == expected
 
 
-def test_text_that_repeats_takes_fewer_passes() -> None:
-    target = ToyTarget(V, seed=1)
-    text = generate(target, NgramDrafter(), (1, 2, 3), 60)
-    assert text == greedy_oracle(target, (1, 2, 3), 60)
-    assert target.passes < 40
+def test_text_that_repeats_takes_fewer_passes_and_none_for_nothing() -> None:
+    target, prompt = ToyTarget(), (1, 2, 3)
+    rounds = list(
+        decode(
+            target,
+            NgramDrafter(),
+            Prompt(prompt),
+            sampler=GREEDY,
+            key=KEY,
+            max_tokens=60,
+            stop_ids=(),
+        )
+    )
+    assert [token for r in rounds for token in r.tokens] == greedy_oracle(target, prompt, 60)
+    assert len(rounds) < 45
+    assert {r.num_drafted > 0 for r in rounds[1:]} == {True, False}
+    assert target.passes == len(rounds) - 1  # none was launched ahead of a draft
 
 
 def answer(loaded: LoadedTarget, drafter: Any, prompt: Prompt) -> tuple[list[int], int, int]:
