@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any
 
 import mlx.core as mx
@@ -42,20 +43,24 @@ class Sampler:
     min_p: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the ranges."""
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"The temperature must be 0 or more; got {self.temperature}.")
-        if not 0 < self.top_p <= 1:
+        """Check types and ranges; a top-k such as 50.0 becomes a whole number."""
+        if not (_is_number(self.temperature) and 0 <= self.temperature < math.inf):
             raise ValueError(
-                f"Top-p must be above 0 and at most 1 (1 keeps all tokens); got {self.top_p}."
+                f"The temperature must be a number, 0 or more; got {self.temperature}."
             )
-        if not isinstance(self.top_k, int) or self.top_k < 0:
+        if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
+            raise ValueError(
+                "Top-p must be a number above 0 and at most 1 (1 keeps all tokens); "
+                f"got {self.top_p}."
+            )
+        if not (_is_number(self.top_k) and 0 <= self.top_k < math.inf and self.top_k % 1 == 0):
             raise ValueError(
                 f"Top-k must be a whole number, 0 or more (0 keeps all tokens); got {self.top_k}."
             )
-        if not 0 <= self.min_p <= 1:
+        object.__setattr__(self, "top_k", int(self.top_k))
+        if not (_is_number(self.min_p) and 0 <= self.min_p <= 1):
             raise ValueError(
-                f"Min-p must be between 0 and 1 (0 keeps all tokens); got {self.min_p}."
+                f"Min-p must be a number between 0 and 1 (0 keeps all tokens); got {self.min_p}."
             )
 
     @property
@@ -144,14 +149,26 @@ def make_sampler(
     Where that says `do_sample: false`, its temperature does not count.
 
     Raises:
-        ValueError: A setting is out of its range.
+        ValueError: A setting is out of its range or of another type; if it came from the
+            checkpoint, the message begins with the file's name.
     """
-    if temperature is None:
-        greedy = defaults.get("do_sample") is False
-        temperature = 0.0 if greedy else defaults.get("temperature") or 0.0
-    return Sampler(
-        temperature=temperature,
-        top_p=(defaults.get("top_p") or 1.0) if top_p is None else top_p,
-        top_k=(defaults.get("top_k") or 0) if top_k is None else top_k,
-        min_p=0.0 if min_p is None else min_p,
-    )
+    greedy = defaults.get("do_sample") is False
+    try:
+        found = Sampler(
+            temperature=0.0 if greedy else defaults.get("temperature") or 0.0,
+            top_p=defaults.get("top_p") or 1.0,
+            top_k=defaults.get("top_k") or 0,
+        )
+    except ValueError as error:
+        raise ValueError(f"generation_config.json: {error}") from error
+    given: dict[str, Any] = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+    }
+    return replace(found, **{name: value for name, value in given.items() if value is not None})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -38,8 +38,17 @@ def test_settings_come_from_the_caller_then_the_checkpoint_then_the_defaults() -
     assert make_sampler({**checkpoint, "do_sample": False}).greedy
     assert make_sampler({**checkpoint, "do_sample": False}, 0.5).temperature == 0.5
     assert make_sampler(dict.fromkeys(checkpoint)) == Sampler()
-    with pytest.raises(ValueError, match="Top-p"):
+    with pytest.raises(ValueError, match=r"^Top-p"):
         make_sampler({}, top_p=0.0)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": "hot"}, {"temperature": -1}, {"top_p": "x"}, {"top_k": [50]}]
+)
+def test_wrong_settings_of_a_checkpoint_name_their_file(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=r"^generation_config\.json: .* must be"):
+        make_sampler(wrong)
+    assert make_sampler({"top_k": 50.0}).top_k == 50
 
 
 def test_the_pieces_make_the_whole_answer(drafted: Model) -> None:

@@ -147,8 +147,20 @@ def test_what_has_no_probability_is_never_drawn() -> None:
         ("top_k", 1.5),
         ("min_p", -0.1),
         ("min_p", 1.1),
+        ("temperature", "hot"),
+        ("top_p", "x"),
+        ("top_k", "many"),
+        ("top_k", True),
+        ("top_k", float("inf")),
+        ("min_p", "x"),
     ],
 )
-def test_values_out_of_range_are_refused(field: str, value: float) -> None:
+def test_values_out_of_range_or_of_another_type_are_refused(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"must be.*got {value}"):
         Sampler(**{field: value})
+
+
+def test_a_whole_top_k_may_be_written_as_a_float() -> None:
+    sampler = Sampler(temperature=1, top_k=2.0)
+    assert isinstance(sampler.top_k, int)
+    assert probs(sampler) == [0, 0.5714, 0, 0.4286]
