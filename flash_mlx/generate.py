@@ -11,71 +11,35 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import mlx.core as mx
 from PIL import Image
 
-from flash_mlx import blas
-from flash_mlx.checkpoint import load_drafter, resolve_path
 from flash_mlx.decode import Drafter, NoDrafter, Target, decode
-from flash_mlx.draft import FlashDrafter, NgramDrafter
+from flash_mlx.loading import Model, load, with_drafter
 from flash_mlx.penalties import CONTEXT_SIZE, make_penalties
 from flash_mlx.processed import LogitsProcessor, processed
 from flash_mlx.processing import Detokenizer, ImageSource, make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler, make_sampler
 from flash_mlx.stats import GenerationStats
-from flash_mlx.targets import LoadedTarget, load_target
 
-DEMO = Path(__file__).parent / "demo"
+__all__ = [
+    "GenerationResponse",
+    "Model",
+    "generate",
+    "join",
+    "load",
+    "make_sampler",
+    "stream_generate",
+    "with_drafter",
+]
+
 DEFAULT_MAX_TOKENS = 2048
 
 Finish = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A target, what came with its checkpoint, and its drafter.
-
-    Attributes:
-        loaded: The target with its processor and configuration.
-        drafter: What drafts; None decodes plainly.
-        name: The target as the caller named it.
-        draft_name: The drafter as the caller named it, or what `auto` chose; `none` without one.
-        draft_kind: `flash`, `ngram` or `none`.
-        is_demo: Whether the target is the bundled demo, which only knows drawn scenes.
-    """
-
-    loaded: LoadedTarget = field(repr=False)
-    drafter: Drafter[Any] | None
-    name: str
-    draft_name: str
-    draft_kind: Literal["flash", "ngram", "none"]
-    is_demo: bool
-
-    @property
-    def target(self) -> Target:
-        """The model whose text is reproduced."""
-        return self.loaded.target
-
-    @property
-    def processor(self) -> Any:
-        """The Hugging Face processor: `tokenizer` and `image_processor`."""
-        return self.loaded.processor
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """The target's `config.json`."""
-        return self.loaded.config
-
-    def num_latents(self, num_images: int) -> int:
-        """Latents that the drafter reads in place of the visual tokens of `num_images` images."""
-        if not isinstance(self.drafter, FlashDrafter):
-            return 0
-        return num_images * self.drafter.model.config.num_latents
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,48 +77,6 @@ class GenerationResponse:
     def generation_tps(self) -> float:
         """Generated tokens per second of decoding, the prefill's own token excluded."""
         return self.stats.generation_tps
-
-
-def load(
-    model: str | Path = "demo",
-    draft: str | Path = "auto",
-    *,
-    draft_block_size: int | None = None,
-    dtype: mx.Dtype | None = None,
-    revision: str | None = None,
-) -> Model:
-    """Load a target and its drafter.
-
-    Args:
-        model: `demo`, a folder or a hub id.
-        draft: `auto` takes the demo's drafter for the demo and `ngram` otherwise; `ngram` looks
-            drafts up in the text so far; `none` decodes plainly; else a folder or a hub id.
-        draft_block_size: Tokens to draft in one pass; the drafter's own number if None.
-        dtype: What the target computes in; None chooses what is fast here.
-        revision: Branch, tag or commit of the target's hub id.
-
-    Returns:
-        The model.
-
-    Raises:
-        OSError: A folder or file is missing, or `FLASH_MLX_BLAS` names no usable library.
-        ValueError: A checkpoint is damaged, or the drafter was trained for another target.
-    """
-    blas.require()
-    name, draft_name = str(model), str(draft)
-    is_demo = name == "demo"
-    path = _demo("target") if is_demo else resolve_path(name, revision)
-    if draft_name == "auto":
-        draft_name = "demo" if is_demo else "ngram"
-    if draft_name == "none":
-        return Model(load_target(path, dtype=dtype), None, name, draft_name, "none", is_demo)
-    if draft_name == "ngram":
-        lookup = NgramDrafter(draft_block_size)
-        return Model(load_target(path, dtype=dtype), lookup, name, draft_name, "ngram", is_demo)
-    drafter_path = _demo("drafter") if draft_name == "demo" else resolve_path(draft_name)
-    loaded = load_target(path, dtype=dtype)
-    drafter = load_drafter(drafter_path, loaded.target, draft_block_size)
-    return Model(loaded, drafter, name, draft_name, "flash", is_demo)
 
 
 def stream_generate(
@@ -211,6 +133,8 @@ def stream_generate(
         ValueError: A setting is out of its range, an image is damaged, or the prompt is longer
             than the context.
     """
+    _require_whole("The number of tokens to generate", max_tokens, 1)
+    _require_whole("The seed", seed, 0)
     defaults = model.loaded.generation_defaults
     sampler = make_sampler(defaults, temperature, top_p, top_k, min_p)
     penalties = make_penalties(
@@ -257,14 +181,10 @@ def join(responses: Sequence[GenerationResponse]) -> GenerationResponse:
     )
 
 
-def _demo(part: str) -> Path:
-    folder = DEMO / part
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(
-            f"The bundled demo must be in {folder}, and it is not. "
-            "Install flash-mlx again, or name a model."
-        )
-    return folder
+def _require_whole(name: str, value: object, least: int) -> None:
+    """Require now what would otherwise be refused only when the text begins."""
+    if type(value) is not int or not least <= value < 2**63:
+        raise ValueError(f"{name} must be a whole number, {least} or more; got {value!r}.")
 
 
 def _images(image: ImageSource | Sequence[ImageSource] | None) -> Sequence[ImageSource]:

@@ -20,6 +20,7 @@ LAYERS = (
     {"decode", "cost"},
     {"stats", "draft", "processed", "targets"},
     {"checkpoint", "processing"},
+    {"loading"},
     {"generate", "session", "measure"},
     {"caption", "bench", "verify", "doctor", "train", "viz"},
     {"convert", "integrations"},

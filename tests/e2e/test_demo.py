@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from commands import command
-from flash_mlx.generate import DEMO
+from flash_mlx.loading import DEMO
 from tiny import random_image
 
 pytestmark = pytest.mark.skipif(

@@ -11,7 +11,15 @@ import pytest
 
 import flash_mlx
 from commands import make_drafter
-from flash_mlx.generate import Model, generate, join, load, make_sampler, stream_generate
+from flash_mlx.generate import (
+    Model,
+    generate,
+    join,
+    load,
+    make_sampler,
+    stream_generate,
+    with_drafter,
+)
 from flash_mlx.sampling import Sampler
 from tiny import random_image
 
@@ -137,8 +145,12 @@ def test_wrong_settings_are_refused_before_anything_is_computed(plain: Model) ->
         stream_generate(plain, "Hello.", logit_bias={10**6: 1.0})
     with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
         stream_generate(plain, "Hello.", "nowhere.png")
-    with pytest.raises(ValueError, match="1 or more"):
-        generate(plain, "Hello.", max_tokens=0)
+    for wrong in (0, -1, 2.0, "many", True):
+        with pytest.raises(ValueError, match="tokens to generate must be a whole number, 1 or"):
+            stream_generate(plain, "Hello.", max_tokens=wrong)
+    for wrong in (-1, 0.5, None, 2**63):
+        with pytest.raises(ValueError, match="seed must be a whole number, 0 or more"):
+            stream_generate(plain, "Hello.", seed=wrong)
 
 
 def test_what_was_loaded_can_be_asked(plain: Model, drafted: Model, tiny_llava: Path) -> None:
@@ -152,6 +164,17 @@ def test_what_was_loaded_can_be_asked(plain: Model, drafted: Model, tiny_llava: 
     assert load(tiny_llava, "ngram", draft_block_size=2).drafter.num_drafts == 2
     with pytest.raises(ValueError, match="drafts must be 1 or more; got 0"):
         load(tiny_llava, "ngram", draft_block_size=0)
+
+
+def test_a_target_can_get_another_drafter(drafted: Model) -> None:
+    model = with_drafter(drafted, "ngram", draft_block_size=2)
+    assert (model.draft_kind, model.drafter.num_drafts) == ("ngram", 2)
+    assert model.loaded is drafted.loaded
+    assert with_drafter(drafted).draft_name == "ngram"
+    assert with_drafter(drafted, "none").drafter is None
+    assert drafted.draft_kind == "flash"
+    with pytest.raises(FileNotFoundError, match="/no/such/drafter"):
+        with_drafter(drafted, "/no/such/drafter")
 
 
 def test_the_root_exports_lazily() -> None:
