@@ -19,8 +19,7 @@ from collections.abc import Sequence
 import click
 
 from flash_mlx.cli import bench, convert, doctor, generate
-
-INTERRUPTED = 130
+from flash_mlx.cli.options import INTERRUPTED
 
 
 @click.group(

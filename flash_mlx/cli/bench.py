@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from flash_mlx.cli.options import ListOptions, at_least, spread
+from flash_mlx.cli.options import ListOptions, at_least
+
+if TYPE_CHECKING:
+    from flash_mlx.decode import Drafter
+    from flash_mlx.generate import Model
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class _Command(ListOptions):
-    """Its lists: drafters and temperatures."""
+    """Its lists: drafters, temperatures and prompts."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return click.Command.parse_args(
-            self, ctx, spread(args, ("--draft-model", "--temperature", "--prompt"))
-        )
+    lists = ("--draft-model", "--temperature", "--prompt")
 
 
 @click.command("bench", cls=_Command)
@@ -50,11 +53,17 @@ class _Command(ListOptions):
 )
 @click.option("--limit", type=int, default=40, show_default=True, callback=at_least(1))
 @click.option(
-    "--temperature", "temperatures", type=float, multiple=True, default=(0.0,), show_default=True
+    "--temperature",
+    "temperatures",
+    type=float,
+    multiple=True,
+    default=(0.0,),
+    show_default=True,
+    callback=at_least(0),
 )
 @click.option("--max-tokens", type=int, default=256, show_default=True, callback=at_least(2))
 @click.option("--draft-block-size", type=int, callback=at_least(1))
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--json", "output", type=click.Path(dir_okay=False, path_type=Path))
 def command(
     model: str,
@@ -70,31 +79,15 @@ def command(
 ) -> None:
     """Measure drafters against plain decoding, interleaved in one process."""
     from flash_mlx import bench, doctor, measure
-    from flash_mlx.checkpoint import load_drafter, resolve_path
-    from flash_mlx.draft import NgramDrafter
     from flash_mlx.generate import load
     from flash_mlx.processing import make_prompt
 
-    if any(temperature < 0 for temperature in temperatures):
-        raise click.UsageError("--temperature must be 0 or more.")
+    files = _pictures(data, limit)
     if output is not None:
-        output.touch()  # a path that cannot be written is better known before the run
-    files = sorted(f for f in data.iterdir() if f.suffix.lower() in PICTURES)[:limit]
-    if not files:
-        raise click.UsageError(
-            f"--data must hold pictures ({', '.join(PICTURES)}); {data} has none."
-        )
+        _require_writable(output)
     loaded_model = load(model, draft=drafts[0], draft_block_size=draft_block_size)
     loaded = loaded_model.loaded
-    drafters: dict[str, Any] = {}
-    if loaded_model.drafter is not None:
-        drafters[loaded_model.draft_name] = loaded_model.drafter
-    for name in drafts[1:]:
-        if name == "ngram":
-            drafters[name] = NgramDrafter(draft_block_size)
-        elif name != bench.PLAIN:
-            path = resolve_path(name)
-            drafters[name] = load_drafter(path, loaded.target, draft_block_size)
+    drafters = _drafters(loaded_model, drafts[1:], draft_block_size)
     questions = [
         make_prompt(loaded, prompts[i % len(prompts)], [file]) for i, file in enumerate(files)
     ]
@@ -124,9 +117,52 @@ def command(
         "rows": rows,
     }
     if output is not None:
-        text = json.dumps(report, indent=1, default=str)
-        output.write_text(text + "\n", encoding="utf-8")
+        _write(report, output)
     click.echo(_table(report))
+
+
+def _pictures(data: Path, limit: int) -> list[Path]:
+    """The first pictures of a folder, by name.
+
+    Raises:
+        UsageError: It has none.
+    """
+    files = sorted(f for f in data.iterdir() if f.suffix.lower() in PICTURES)[:limit]
+    if not files:
+        raise click.UsageError(
+            f"--data must hold pictures ({', '.join(PICTURES)}); {data} has none."
+        )
+    return files
+
+
+def _require_writable(output: Path) -> None:
+    """Find out before the run whether its report can be written.
+
+    Raises:
+        OSError: It cannot.
+    """
+    folder = output.parent
+    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        raise OSError(f"--json must name a file in a folder that can be written; got {output}.")
+
+
+def _drafters(
+    model: Model, names: Sequence[str], draft_block_size: int | None
+) -> dict[str, Drafter[Any]]:
+    """Name to drafter: the model's own, then those of these names; plain decoding is none."""
+    from flash_mlx.generate import with_drafter
+
+    models = [model]
+    models += [with_drafter(model, name, draft_block_size=draft_block_size) for name in names]
+    return {each.draft_name: each.drafter for each in models if each.drafter is not None}
+
+
+def _write(report: dict[str, Any], output: Path) -> None:
+    from flash_mlx.files import replacing
+
+    text = json.dumps(report, indent=1, default=str)
+    with replacing(output) as file:
+        file.write_text(text + "\n", encoding="utf-8")
 
 
 def _table(report: dict[str, Any]) -> str:
@@ -149,5 +185,7 @@ def _table(report: dict[str, Any]) -> str:
         )
     costs = "  ".join(f"{m}: {cost:.2f}" for m, cost in report["verify_cost"].items())
     lines.append(f"Cost of a pass over m rows, relative to one row: {costs}")
-    lines.append(f"Entropy of the target's text: {report['target_entropy']:.3f} bits per token")
+    entropy = report["target_entropy"]  # None if plain decoding failed
+    if entropy is not None:
+        lines.append(f"Entropy of the target's text: {entropy:.3f} bits per token")
     return "\n".join(lines)

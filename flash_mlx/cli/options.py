@@ -6,7 +6,10 @@ from collections.abc import Callable, Sequence
 
 import click
 
-Check = Callable[[click.Context, click.Parameter, float | None], float | None]
+INTERRUPTED = 130  # exit code
+
+Value = float | tuple[float, ...] | None
+Check = Callable[[click.Context, click.Parameter, Value], Value]
 
 
 class ListOptions(click.Command):
@@ -67,12 +70,12 @@ def between(low: float, high: float, *, open_low: bool = False) -> Check:
 
 
 def _check(holds: Callable[[float], bool], words: str) -> Check:
-    def check(
-        context: click.Context, parameter: click.Parameter, value: float | None
-    ) -> float | None:
-        # Not a number fails every comparison, and an infinity is no setting.
-        if value is None or (holds(value) and abs(value) != float("inf")):
-            return value
-        raise click.UsageError(f"{parameter.opts[0]} {words}; got {value:g}.", context)
+    def check(context: click.Context, parameter: click.Parameter, value: Value) -> Value:
+        """Check one value, all values of an option given several times, or none."""
+        for each in value if isinstance(value, tuple) else (value,):
+            # Not a number fails every comparison, and an infinity is no setting.
+            if each is not None and not (holds(each) and abs(each) != float("inf")):
+                raise click.UsageError(f"{parameter.opts[0]} {words}; got {each:g}.", context)
+        return value
 
     return check

@@ -13,6 +13,7 @@ from flash_mlx import bench, cli, measure
 from flash_mlx.decode import NoDrafter
 from flash_mlx.draft import FlashConfig, FlashModel
 from flash_mlx.draft.drafter import FlashDrafter
+from flash_mlx.generate import load
 from flash_mlx.processing import make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets import LoadedTarget
@@ -186,3 +187,37 @@ def test_the_command_writes_the_report(
     empty.mkdir()
     assert cli.run([*common, "--data", str(empty)]) == 2
     assert cli.run([*common, "--data", str(data), "--temperature", "-1"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "part"),
+    [
+        ("--temperature 0.5 nan", 2, "--temperature must be 0 or more; got nan"),
+        ("--temperature inf", 2, "got inf"),
+        ("--seed -1", 2, "--seed"),
+        ("--json {data}/missing/report.json", 1, "--json must name a file in a folder"),
+        ("--model /no/such/model --json {data}/report.json", 1, "/no/such/model"),
+    ],
+)
+def test_a_command_that_fails_says_why_and_writes_no_report(
+    words: str, code: int, part: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random_image(40, 50).save(tmp_path / "0.png")
+    arguments = ["bench", "--data", str(tmp_path), *words.format(data=tmp_path).split()]
+    assert cli.run(arguments) == code
+    assert part in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["0.png"]
+
+
+def test_later_drafters_are_named_as_the_first_one_is(tiny_llava: Path) -> None:
+    model = load(tiny_llava, "none")
+    found = cli.bench._drafters(model, ["auto", "none"], 2)
+    assert list(found) == ["ngram"]
+    assert found["ngram"].num_drafts == 2
+
+
+def test_a_table_without_an_entropy_is_a_table() -> None:
+    row = {"drafter": "none", "temperature": 0.0, "threads": None, "error": "no luck"}
+    text = cli.bench._table({"rows": [row], "verify_cost": {"1": 1.0}, "target_entropy": None})
+    assert "failed: no luck" in text
+    assert "Entropy" not in text
