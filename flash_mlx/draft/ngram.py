@@ -27,6 +27,7 @@ from flash_mlx.tree import DraftTree, Topology
 Occurrence = Literal["latest", "earliest"]
 
 NUM_DRAFTS = 8
+PATIENCE = 3  # rounds in a row without a match, after which the next is taken to have none either
 BREAK = -1  # stands in a text where an image does; no token has this id
 
 
@@ -131,11 +132,13 @@ class NgramState:
         text: Holds this state's text in its first `length` tokens, and later ones of others.
         length: Tokens of this state's text, the root included; an image counts as one.
         drafts: What may follow the root, one after the other.
+        misses: Rounds in a row without a match, this one included.
     """
 
     text: Text
     length: int
     drafts: tuple[int, ...]
+    misses: int
 
 
 class NgramDrafter:
@@ -181,8 +184,10 @@ class NgramDrafter:
     def draft(self, root: int, state: NgramState, sampler: Sampler, key: mx.array) -> DraftTree:  # noqa: ARG002
         """Return a chain; without a match the root alone.
 
-        A match may end with any token, so the tree never promises (`DraftTree.lookahead`) that the
-        next one is the root alone too: a pass ahead would often be for nothing.
+        A match may end with any token, so a pass ahead may be for nothing. Where nothing has
+        matched for `PATIENCE` rounds, that is rare, and the tree hints (`DraftTree.lookahead`) that
+        the next one is the root alone too: such text is then as fast as plain decoding. A wrong
+        hint costs one pass, after which the count begins anew.
 
         Args:
             root: The token that the drafts follow.
@@ -191,7 +196,8 @@ class NgramDrafter:
             key: Not used.
         """
         tokens = mx.array((root, *state.drafts), dtype=mx.int32)
-        return DraftTree(self._chains[len(state.drafts)], tokens)
+        lookahead = state.misses >= PATIENCE
+        return DraftTree(self._chains[len(state.drafts)], tokens, lookahead=lookahead)
 
     def extend(self, hidden: mx.array, tokens: tuple[int, ...], state: NgramState) -> NgramState:  # noqa: ARG002
         """Read the tokens of a round.
@@ -206,7 +212,9 @@ class NgramDrafter:
             text = text.head(state.length)
         for token in tokens:
             text.append(token)
-        return self._state(text)
+        return self._state(text, state.misses)
 
-    def _state(self, text: Text) -> NgramState:
-        return NgramState(text, len(text), text.continuation(self.num_drafts))
+    def _state(self, text: Text, misses: int = 0) -> NgramState:
+        """Look drafts up; `misses` counts the rounds before."""
+        drafts = text.continuation(self.num_drafts)
+        return NgramState(text, len(text), drafts, 0 if drafts else misses + 1)
