@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from flash_mlx.cli.options import ListOptions, at_least, between
+from flash_mlx.cli.options import INTERRUPTED, ListOptions, at_least, between
 from flash_mlx.cli.penalties import penalty_options
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flash_mlx.generate import GenerationResponse, Model
 
 DEFAULT_PROMPT = "Describe this image in detail."
-INTERRUPTED = 130
+UNSET = "unset: as generation_config.json says"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -70,20 +70,23 @@ def sampling_options(command: Command) -> Command:
             help="Keep tokens at least this share as likely as the best.",
         ),
         click.option(
-            "--top-k", type=int, callback=at_least(0), help="Keep the k best tokens; 0: all."
+            "--top-k",
+            type=int,
+            callback=at_least(0),
+            help=f"Keep the k best tokens; 0: all; {UNSET}.",
         ),
         click.option(
             "--top-p",
             type=float,
             callback=between(0, 1, open_low=True),
-            help="Keep the best tokens up to this total probability.",
+            help=f"Keep the best tokens up to this total probability; {UNSET}.",
         ),
         click.option(
             "--temperature",
             "--temp",
             type=float,
             callback=at_least(0),
-            help="0 takes the most likely token.",
+            help=f"0 takes the most likely token; {UNSET}, else 0.",
         ),
         click.option(
             "--max-tokens",
@@ -172,9 +175,10 @@ def _read_stdin() -> str:
 
 def _notices(model: Model, draft_model: str) -> Iterator[str]:
     if model.is_demo:
+        own = " with its own drafter" if model.draft_name == "demo" else ""
         yield (
-            "Using the bundled demo model: it is for trying flash-mlx and only knows drawn scenes. "
-            "Choose another with --model."
+            f"Using the bundled demo model{own}: it is for trying flash-mlx and only knows drawn "
+            "scenes. Choose another with --model."
         )
     if draft_model == "auto" and model.draft_kind == "ngram":
         yield (
@@ -201,9 +205,10 @@ def _print_stream(
                 sys.stdout.flush()
     except KeyboardInterrupt:
         interrupted = True
-    if stream and pieces:
-        sys.stdout.write("\n")
-        sys.stdout.flush()
+    finally:  # an error too gets a line of its own
+        if stream and pieces:
+            sys.stdout.write("\n")
+            sys.stdout.flush()
     return pieces, interrupted
 
 

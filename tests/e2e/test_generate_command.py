@@ -1,17 +1,22 @@
 """`flash-mlx generate` on tiny checkpoints: in a process of its own where that is the point."""
 
+import dataclasses
 import io
 import itertools
 import json
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from commands import command, make_drafter, start
 from flash_mlx.cli import run
+from flash_mlx.cli.generate import _notices
+from flash_mlx.generate import GenerationResponse, load, stream_generate
 from tiny import build_llava, edit_json, random_image
 
 JSON_KEYS = {
@@ -217,6 +222,30 @@ def test_text_streams(tiny_llava: Path, monkeypatch: pytest.MonkeyPatch) -> None
     )
     assert len(set(shown)) > 10
     assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(shown))
+
+
+def test_an_error_in_the_midst_of_a_text_gets_a_line_of_its_own(
+    tiny_llava: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def break_off(*words: Any, **settings: Any) -> Iterator[GenerationResponse]:
+        pieces = stream_generate(*words, **settings)
+        yield next(pieces)
+        yield next(pieces)
+        raise ValueError("no more")
+
+    monkeypatch.setattr(sys.modules["flash_mlx.generate"], "stream_generate", break_off)
+    assert run(["generate", "--model", str(tiny_llava), "--prompt", "Hi.", "--temp", "0"]) == 1
+    out, err = capfd.readouterr()
+    assert out.endswith("\n")
+    assert err.endswith("flash-mlx: error: no more\n")
+
+
+def test_the_demo_says_which_drafter_it_has(tiny_llava: Path) -> None:
+    model = dataclasses.replace(load(tiny_llava, "none"), is_demo=True)
+    (without,) = _notices(model, "none")
+    (own,) = _notices(dataclasses.replace(model, draft_name="demo", draft_kind="flash"), "auto")
+    assert "drafter" not in without
+    assert "bundled demo model with its own drafter" in own
 
 
 def test_an_interrupt_leaves_what_was_said(endless_llava: Path, drafter: Path) -> None:
