@@ -67,19 +67,23 @@ def resolve_path(id_or_dir: str | Path, revision: str | None = None) -> Path:
     return Path(found)
 
 
-def load_drafter(path: Path, target: Target, block_size: int | None = None) -> FlashDrafter:
+def load_drafter(
+    path: Path, target: Target, block_size: int | None = None, *, model_type: str | None = None
+) -> FlashDrafter:
     """Load a drafter for a target, in the target's own dtype.
 
     Args:
         path: The drafter's folder.
         target: Lends its embedding and its LM head.
         block_size: Tokens to draft in a pass, if not the drafter's own number.
+        model_type: The target's family, held against the one that the drafter names, if any.
 
     Raises:
         OSError: If a file is missing or cannot be read.
         ValueError: If a file is damaged, or the drafter was made for another target.
     """
-    config = read_config(path)
+    config, notes = _read(path)
+    _check_model_type(path, notes.get("target"), model_type)
     for name, ours, theirs in (
         ("hidden size", config.hidden_size, target.hidden_size),
         ("vocabulary", config.vocab_size, target.vocab_size),
@@ -89,7 +93,7 @@ def load_drafter(path: Path, target: Target, block_size: int | None = None) -> F
                 f"A drafter must be made for its target: the drafter in {path} expects a {name} "
                 f"of {ours}, this target's is {theirs}. Use the drafter of this target."
             )
-    model = load_model(path, target.embed(mx.array([0])).dtype)
+    model = _load(path, config, target.embed(mx.array([0])).dtype)
     if mx.default_device() == mx.Device(mx.cpu):
         lay_out_for_few_rows(model)
     return FlashDrafter(model, target.embed, target.lm_head, block_size)
@@ -102,7 +106,11 @@ def load_model(path: Path, dtype: mx.Dtype = mx.float32) -> FlashModel:
         OSError: If a file is missing or cannot be read.
         ValueError: If `config.json` or `model.safetensors` is damaged or does not fit the other.
     """
-    model = FlashModel(read_config(path))
+    return _load(path, read_config(path), dtype)
+
+
+def _load(path: Path, config: FlashConfig, dtype: mx.Dtype) -> FlashModel:
+    model = FlashModel(config)
     flat = cast(list[tuple[str, mx.array]], tree_flatten(model.parameters()))
     expected = {name: value.shape for name, value in flat}
     file = _require(path, WEIGHTS)
@@ -127,6 +135,11 @@ def read_config(path: Path) -> FlashConfig:
         OSError: If the folder has none.
         ValueError: If it is not a FLASH drafter's.
     """
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[FlashConfig, dict[str, object]]:
+    """Return settings and notes."""
     file = _require(path, CONFIG)
     content = read_json(file)
     if (kind := content.pop("draft_kind", None)) != KIND:
@@ -134,10 +147,21 @@ def read_config(path: Path) -> FlashConfig:
             f'{file} must say "draft_kind": "{KIND}"; it says {json.dumps(kind)}. '
             "Pass the folder of a drafter made with flash-mlx, not a target's."
         )
+    notes = {name: content.pop(name) for name in NOTES if name in content}
     try:
-        return FlashConfig.from_dict({k: v for k, v in content.items() if k not in NOTES})
+        return FlashConfig.from_dict(content), notes
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+
+
+def _check_model_type(path: Path, note: object, theirs: str | None) -> None:
+    """Require the target's family to be the one that the drafter names, if both are known."""
+    ours = note.get("model_type") if isinstance(note, Mapping) else None
+    if ours is not None and theirs is not None and ours != theirs:
+        raise ValueError(
+            f"A drafter must be made for its target: the drafter in {path} is for the model type "
+            f"{ours!r}, this target's is {theirs!r}. Use the drafter of this target."
+        )
 
 
 def save_drafter(

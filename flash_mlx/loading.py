@@ -127,7 +127,8 @@ def _draft_folder(name: str) -> Path | None:
 
 def _attach(model: Model, name: str, folder: Path | None, block_size: int | None) -> Model:
     if folder is not None:
-        drafter = load_drafter(folder, model.target, block_size)
+        model_type = model.loaded.model_type
+        drafter = load_drafter(folder, model.target, block_size, model_type=model_type)
         return replace(model, drafter=drafter, draft_name=name, draft_kind="flash")
     if name == "ngram":
         lookup = NgramDrafter(block_size)

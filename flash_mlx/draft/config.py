@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 
+LARGEST = 2**31
+
 
 @dataclass(frozen=True)
 class FlashConfig:
@@ -33,7 +35,8 @@ class FlashConfig:
             of the tokens of slots 0 to i - 1; 0 has none.
 
     Raises:
-        ValueError: If a value is out of its range.
+        ValueError: If a value is out of its range. Numbers and matrices must stay below `LARGEST`
+            entries, which MLX can index.
     """
 
     hidden_size: int
@@ -61,8 +64,8 @@ class FlashConfig:
             least = 0 if field.name in ("markov_rank", "hydra_size") else 1
             match field.type:
                 case "int":
-                    good = type(value) is int and value >= least
-                    rule = f"a whole number, at least {least}"
+                    good = type(value) is int and least <= value < LARGEST
+                    rule = f"a whole number, at least {least} and below 2**31"
                 case "float":
                     good = type(value) in (int, float) and 0 < value < math.inf
                     rule = "a number above 0"
@@ -74,6 +77,25 @@ class FlashConfig:
             raise ValueError(
                 f"head_dim of a drafter must be even (it is rotated in pairs); got {self.head_dim}."
             )
+        self._check_products()
+
+    def _check_products(self) -> None:
+        """Require matrices of a size that can be indexed; each factor is in its range already."""
+        for names in (
+            ("num_heads", "head_dim", "hidden_size"),
+            ("intermediate_size", "hidden_size"),
+            ("num_latents", "hidden_size"),
+            ("block_size", "hidden_size"),
+            ("vocab_size", "hidden_size"),
+            ("vocab_size", "markov_rank"),
+            ("hydra_size", "hidden_size"),
+        ):
+            values = [getattr(self, name) for name in names]
+            if math.prod(values) >= LARGEST:
+                raise ValueError(
+                    f"{' * '.join(names)} of a drafter must be below 2**31; "
+                    f"got {' * '.join(map(str, values))}."
+                )
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> FlashConfig:

@@ -39,6 +39,15 @@ def rewrite(file, **changes):
     mx.save_safetensors(str(file), {k: v for k, v in weights.items() if v is not None})
 
 
+def test_a_drafter_of_another_family_is_refused(folder):
+    with pytest.raises(ValueError, match="is for the model type 'toy', this target's is 'llava'"):
+        load_drafter(folder, TARGET, model_type="llava")
+    load_drafter(folder, TARGET, model_type="toy")
+    for nothing in (None, "toy", {}, {"name": "demo"}):
+        edit(folder / "config.json", target=nothing)
+        load_drafter(folder, TARGET, model_type="llava")
+
+
 def test_a_saved_drafter_comes_back_bit_for_bit(folder):
     model, loaded = random_model(FULL), load_model(folder)
     assert loaded.config == FULL
@@ -103,7 +112,11 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         ({"draft_kind": None}, '"draft_kind": "flash"; it says null.*not a target'),
         ({"draft_kind": "medusa"}, 'it says "medusa"'),
         ({"num_layers": 3}, "config.json: .*num_layers as well"),
-        ({"num_latents": -1}, "num_latents .* at least 1; got -1"),
+        ({"num_latents": -1}, "num_latents .* at least 1 .*; got -1"),
+        ({"block_size": 10**12}, "block_size .* below 2.*31; got 1000000000000"),
+        ({"vocab_size": 2**31}, "vocab_size .* below 2.*31; got 2147483648"),
+        ({"vocab_size": 10**9}, r"vocab_size \* hidden_size .*below .*; got 1000000000 \* 16"),
+        ({"intermediate_size": 0, "hidden_size": 2**30}, "intermediate_size .* got 4294967296"),
         ({"hidden_size": None}, "must hold hidden_size"),
         ({"hidden_size": 32, "intermediate_size": 20}, "hidden size of 32, this target's is 16"),
         ({"vocab_size": 12}, "vocabulary of 12, this target's is 11"),
