@@ -202,11 +202,7 @@ def decode(
     limit = sys.maxsize if target.max_context is None else target.max_context
     if max_tokens < 1:
         raise ValueError(f"The number of tokens to generate must be 1 or more; got {max_tokens}.")
-    if len(prompt) > limit:
-        raise ValueError(
-            f"The prompt must fit in the model's context of {limit} tokens; it has {len(prompt)}, "
-            f"{prompt.num_visual_tokens} of them from images. Shorten it or use smaller images."
-        )
+    prompt.require_fits(target.max_context)
     key, subkey = mx.random.split(key)
     cache = target.make_cache()
     out = target.prefill(prompt, cache)
@@ -220,6 +216,8 @@ def decode(
     while left > 0 and root not in stop_ids and cache.length < limit:
         key, draft_key, accept_key = mx.random.split(key, 3)
         tree = drafter.draft(root, state, sampler, draft_key).head(limit - cache.length)
+        if tree.topology.is_chain:  # `left` rows bring `left` tokens; a tree's may be siblings
+            tree = tree.head(left)
         # The device drafts while the host prepares the pass. The key goes along, for a greedy
         # round has no other use for it, and unevaluated it would grow a graph.
         mx.async_eval(tree.tokens, key)

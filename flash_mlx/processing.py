@@ -67,8 +67,9 @@ def make_prompt(
         if name not in ("input_ids", "attention_mask") and isinstance(value, mx.array)
     }
     spans = _find_spans(loaded, tokens, inputs, len(pictures))
-    _check_length(loaded, tokens, spans)
-    return Prompt(tokens=tokens, image_spans=spans, inputs=inputs if pictures else {})
+    prompt = Prompt(tokens=tokens, image_spans=spans, inputs=inputs if pictures else {})
+    prompt.require_fits(loaded.target.max_context)
+    return prompt
 
 
 def image_spans(
@@ -203,15 +204,3 @@ def _find_spans(
             f"{num_images}."
         )
     return image_spans(tokens, loaded.image_token_id, rows)
-
-
-def _check_length(
-    loaded: LoadedTarget, tokens: tuple[int, ...], spans: tuple[tuple[int, int], ...]
-) -> None:
-    limit = loaded.target.max_context
-    if limit is not None and len(tokens) > limit:
-        visual = sum(stop - start for start, stop in spans)
-        raise ValueError(
-            f"The prompt must fit in the model's context of {limit} tokens; it has {len(tokens)}, "
-            f"{visual} of them from images. Shorten it or use smaller images."
-        )

@@ -48,6 +48,19 @@ class Prompt:
         """Return T."""
         return len(self.tokens)
 
+    def require_fits(self, limit: int | None) -> None:
+        """Require the prompt to fit in a context of `limit` rows; None: any does.
+
+        Raises:
+            ValueError: If it is longer.
+        """
+        if limit is not None and len(self) > limit:
+            raise ValueError(
+                f"The prompt must fit in the model's context of {limit} tokens; it has "
+                f"{len(self)}, {self.num_visual_tokens} of them from images. Shorten it or use "
+                "smaller images."
+            )
+
     @property
     def num_visual_tokens(self) -> int:
         """Rows that hold an image."""

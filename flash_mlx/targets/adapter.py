@@ -95,11 +95,7 @@ class MlxVlmTarget:
             raise ValueError(
                 f"A prompt must be read into a new cache; this one holds {cache.length} rows."
             )
-        if self.max_context is not None and num_rows > self.max_context:
-            raise ValueError(
-                f"The prompt must fit in the model's context of {self.max_context} tokens; it has "
-                f"{num_rows}. Shorten it or use smaller images."
-            )
+        prompt.require_fits(self.max_context)
         ids = mx.array(prompt.tokens, dtype=mx.int32)[None]
         embeds, positions, rope_delta = self._read_inputs(prompt, ids)
         cache.open(Topology.chain(num_rows - 1))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import flash_mlx.decode as decoding
-from flash_mlx.decode import NoDrafter, Round, decode
+from flash_mlx.decode import Cache, NoDrafter, Output, Round, decode
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
@@ -56,8 +56,31 @@ def test_right_drafts_bring_a_token_more_than_there_are_drafts() -> None:
 
 
 def test_the_budget_cuts_a_round_and_its_count() -> None:
-    last = rounds_of(oracle(), 9)[-1]
-    assert last == Round(tuple(TEXT[6:9]), 4, 3)
+    # A chain is cut before the pass: the root and 2 drafts bring the 3 tokens that are left.
+    assert rounds_of(oracle(), 9)[-1] == Round(tuple(TEXT[6:9]), 2, 2)
+    assert rounds_of(oracle(), 7)[-1] == Round((TEXT[6],), 0, 0)
+    # Other trees are read whole, for their first rows may be siblings.
+    tree = Topology((-1, 0, 0, 0, 1, 4, 5))
+    assert rounds_of(oracle(tree), 9)[-1] == Round(tuple(TEXT[6:9]), 6, 3)
+
+
+@pytest.mark.parametrize("sampler", [GREEDY, Sampler(temperature=1)])
+def test_the_target_reads_no_draft_of_a_chain_that_the_budget_has_no_room_for(
+    sampler: Sampler,
+) -> None:
+    class Watched(ToyTarget):
+        def verify(self, tree: DraftTree, cache: Cache) -> Output:
+            sizes.append(len(tree))
+            return super().verify(tree, cache)
+
+    for budget in range(1, 12):
+        sizes: list[int] = []
+        drafter = OracleDrafter(CHAIN, TARGET, laws=True, corruption=0.3)
+        said = generate(Watched(), drafter, PROMPT, budget, sampler=sampler)
+        assert len(said) == budget
+        assert not sizes or sizes[-1] <= budget - 1
+        if budget <= 6:
+            assert max(sizes, default=0) <= budget - 1
 
 
 def test_one_token_needs_the_prefill_alone() -> None:
