@@ -75,7 +75,12 @@ def read_header(file: Path) -> dict[str, Tensor]:
         dtype, shape = tensors[name].dtype, tensors[name].shape
         if not 0 <= begin <= end <= size - 8 - length:
             raise ValueError(f"{whole}; it ends within {name}. Copy or download it again.")
-        if end - begin != ITEM_BYTES.get(dtype, 0) * math.prod(shape):
+        if dtype not in ITEM_BYTES:
+            raise ValueError(
+                f"{file} must hold tensors of the types {', '.join(ITEM_BYTES)}; {name} is of the "
+                f"type {dtype}. A newer flash-mlx may know it."
+            )
+        if end - begin != ITEM_BYTES[dtype] * math.prod(shape):
             raise ValueError(
                 f"{whole}; its header gives {name} {end - begin} bytes for {dtype} of the shape "
                 f"{shape}. Copy or download it again."

@@ -164,7 +164,6 @@ def test_a_truncated_file_is_refused(folder, kept):
         {"dtype": "F32", "shape": [2, 16], "data_offsets": [10**9, 10**9 + 128]},
         {"dtype": "F32", "shape": 3, "data_offsets": [0, 128]},
         {"dtype": "F32", "shape": [2, 16]},
-        {"dtype": "X9", "shape": [2, 16], "data_offsets": [0, 128]},
         7,
     ],
 )
@@ -256,3 +255,12 @@ def test_a_file_is_no_model(tmp_path):
     (tmp_path / "x.gguf").write_text("")
     with pytest.raises(NotADirectoryError, match="is a file"):
         resolve_path(str(tmp_path / "x.gguf"))
+
+
+def test_a_type_of_tensors_that_is_not_known_is_named(tmp_path):
+    entry = {"A": {"dtype": "F4", "shape": [2, 16], "data_offsets": [0, 16]}}
+    header = json.dumps(entry).encode()
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
+    with pytest.raises(ValueError, match=r"of the types F64, .*; A is of the type F4"):
+        read_header(file)
