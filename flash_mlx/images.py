@@ -135,7 +135,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     Whole numbers count as 16-bit unless one is larger; fractions as 0 to 1, to 255, or to the
     brightest, whichever is the first to hold all.
     """
-    values = np.maximum(np.nan_to_num(np.asarray(image, dtype=np.float64)), 0)
+    values = np.maximum(np.nan_to_num(np.asarray(image, dtype=np.float32)), 0)
     brightest = float(values.max())
     steps = (1.0, 255.0) if image.mode == "F" else (65535.0,)
     top = next((step for step in steps if brightest <= step), brightest)
