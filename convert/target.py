@@ -17,6 +17,8 @@ from flash_mlx.checkpoint import resolve_path
 from flash_mlx.targets.checks import check_files, read_config
 from flash_mlx.targets.quiet import complaining
 
+TEMPLATES = "additional_chat_templates"  # the one subfolder that processors read
+
 
 def convert_target(
     hf_path: str,
@@ -80,9 +82,20 @@ def convert_target(
                 dtype=dtype,
                 trust_remote_code=False,
             )
+        _remove_extras(partial)
         partial.chmod(0o755)  # mkdtemp's folder is its owner's alone
         partial.replace(mlx_path)
     except BaseException:  # an interrupt too must leave nothing behind
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return mlx_path
+
+
+def _remove_extras(folder: Path) -> None:
+    """Remove what mlx-vlm copies from the source besides a checkpoint: code and subfolders."""
+    for path in list(folder.iterdir()):
+        if path.is_dir() and not path.is_symlink():
+            if path.name != TEMPLATES:
+                shutil.rmtree(path)
+        elif path.suffix == ".py":
+            path.unlink()

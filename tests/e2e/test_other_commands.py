@@ -91,6 +91,22 @@ def test_a_conversion_that_fails_leaves_nothing(
     assert not (tmp_path / "unfit" / "inside").exists()
 
 
+def test_a_conversion_takes_neither_code_nor_subfolders_along(
+    tiny_llava: Path, tmp_path: Path
+) -> None:
+    source = shutil.copytree(tiny_llava, tmp_path / "source")
+    (source / "modeling.py").write_text("raise SystemExit")
+    (source / "onnx").mkdir()
+    (source / "onnx" / "model.py").touch()
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool.jinja").write_text("{{ messages }}")
+    converted = tmp_path / "converted"
+    assert run(["convert", "--hf-path", str(source), "--mlx-path", str(converted)]) == 0
+    assert not list(converted.rglob("*.py"))
+    assert not (converted / "onnx").exists()
+    assert (source / "onnx" / "model.py").exists()
+
+
 def test_a_conversion_executes_no_code_of_the_checkpoint(
     tiny_llava: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
