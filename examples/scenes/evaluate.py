@@ -20,7 +20,16 @@ from pathlib import Path
 import flash_mlx
 from PIL import Image
 
-from language import CAPTION_PROMPTS, NUMBERS, OPENINGS, PATTERN_WORDS, RELATIONS, SIZE_WORDS, WHERE
+from language import (
+    CAPTION_PROMPTS,
+    NUMBERS,
+    OPENINGS,
+    PATTERN_WORDS,
+    RELATIONS,
+    SIZE_WORDS,
+    VERB_FORMS,
+    WHERE,
+)
 from render import render
 from world import COLOURS, PLACES, SHAPES, Object, Scene, draw_scene
 
@@ -78,13 +87,10 @@ def stated_place(text: str) -> int:
         for frame in OPENINGS[place]:
             pieces = [re.escape(piece) for piece in re.split(r"\{[nN]\}", frame) if len(piece) > 8]
             # Verbs agree with the count; a frame is recognised by its longest fixed piece.
-            longest = (
-                max(pieces, key=len)
-                .replace("have\\ been", "ha(s|ve)\\ been")
-                .replace("are\\ laid", "(is|are)\\ laid")
-            )
-            for plural in ("lie", "decorate", "hover"):
-                longest = longest.replace(f"\\ {plural}\\ ", f"\\ {plural}s?\\ ")
+            longest = max(pieces, key=len)
+            for forms in VERB_FORMS:
+                plural, singular = map(re.escape, forms)
+                longest = longest.replace(plural, f"({plural}|{singular})")
             if re.search(longest, text):
                 return i
     return -1

@@ -84,6 +84,14 @@ OPENINGS = {
         "The fabric, pale pink and blue, shows {n}.",
     ),
 }
+# A single shape cannot "have been left" or "are laid out": (plural, singular) in the openings.
+VERB_FORMS = (
+    (" have been ", " has been "),
+    (" are laid ", " is laid "),
+    (" lie ", " lies "),
+    (" decorate ", " decorates "),
+    (" hover ", " hovers "),
+)
 DESCENDING = {"beach": 0.8, "night sky": 0.75, "stone wall": 0.3}
 BOTTOM_UP = ("Beginning at the bottom, ", "From below, ", "Working upward, ")
 FIRST = (
@@ -292,14 +300,7 @@ def caption(scene: Scene, rng: random.Random) -> str:
     opening = _pick(OPENINGS[place], len(things), rng)
     sentences = [opening.format(n=count, N=_capital(count))]
     if len(things) == 1:
-        # A single shape cannot "have been left" or "are laid out".
-        for plural, singular in (
-            (" have been", " has been"),
-            (" are laid", " is laid"),
-            (" lie ", " lies "),
-        ):
-            sentences[0] = sentences[0].replace(plural, singular)
-        for plural, singular in ((" decorate ", " decorates "), (" hover ", " hovers ")):
+        for plural, singular in VERB_FORMS:
             sentences[0] = sentences[0].replace(plural, singular)
     prefix = ""
     if len(things) > 1 and rng.random() < DESCENDING.get(place, 0.1):

@@ -288,7 +288,7 @@ class Llava(nn.Module):
         self.vision_tower = VisionTower(vision)
         self.multi_modal_projector = Projector(vision, text)
         self.language_model = LanguageModel(text)
-        self._shape = text
+        self.shape = text
         self._initialise(text)
 
     def _initialise(self, text: TextShape) -> None:
@@ -321,7 +321,7 @@ class Llava(nn.Module):
         Returns:
             [B, N, D] states of the shared rows, [B, C, L, D] states of the conversations' rows.
         """
-        shape = self._shape
+        shape = self.shape
         head = shape.hidden_size // shape.num_attention_heads
         b, c, length = text.shape
         n = shared.shape[1]

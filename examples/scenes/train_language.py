@@ -89,7 +89,7 @@ def loss_of(model: Learner, visual: str, prefix: mx.array, batch: dict[str, mx.a
     steps = mx.broadcast_to(mx.arange(first), (size, first))
     positions = mx.concatenate([steps, batch["kept"] + first], axis=1)
     _, hidden = target.hidden(shared, positions, tokens, first + PATCHES)
-    logits = target.logits(hidden[:, :, :-1]).reshape(-1, target._shape.vocab_size)
+    logits = target.logits(hidden[:, :, :-1]).reshape(-1, target.shape.vocab_size)
     return cross_entropy(
         logits, tokens[:, :, 1:].reshape(-1), batch["weights"][:, :, :-1].reshape(-1)
     )
