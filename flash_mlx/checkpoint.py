@@ -20,8 +20,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from flash_mlx.decode import Target
 from flash_mlx.draft import FlashConfig, FlashDrafter, FlashModel
+from flash_mlx.few_rows import lay_out_for_few_rows
 from flash_mlx.files import Tensor, read_header, read_json, replacing
-from flash_mlx.layout import lay_out_for_few_rows
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KIND = "flash"
@@ -94,8 +94,7 @@ def load_drafter(
                 f"of {ours}, this target's is {theirs}. Use the drafter of this target."
             )
     model = _load(path, config, target.embed(mx.array([0])).dtype)
-    if mx.default_device() == mx.Device(mx.cpu):
-        lay_out_for_few_rows(model)
+    lay_out_for_few_rows(model)
     return FlashDrafter(model, target.embed, target.lm_head, block_size)
 
 

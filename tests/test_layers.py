@@ -14,7 +14,7 @@ SOURCES = sorted(
 )
 
 LAYERS = (
-    {"blas", "files", "images", "layout", "prompt", "tree", "kernels"},
+    {"blas", "few_rows", "files", "images", "prompt", "tree", "kernels"},
     {"cache", "penalties", "sampling"},
     {"accept"},
     {"decode", "cost"},

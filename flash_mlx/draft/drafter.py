@@ -25,7 +25,7 @@ import mlx.nn as nn
 from flash_mlx.draft.in_turn import InTurn
 from flash_mlx.draft.layout import Layout
 from flash_mlx.draft.model import FlashModel, pool, swiglu
-from flash_mlx.layout import lay_out_for_few_rows
+from flash_mlx.few_rows import lay_out_for_few_rows
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
@@ -224,8 +224,7 @@ def _join(*layers: nn.Linear) -> nn.Linear:
     joined.weight = mx.concatenate([layer.weight for layer in layers])
     if "bias" in joined:
         joined.bias = mx.concatenate([layer.bias for layer in layers])
-    if mx.default_device() == mx.Device(mx.cpu):
-        lay_out_for_few_rows(joined)
+    lay_out_for_few_rows(joined)
     return joined
 
 

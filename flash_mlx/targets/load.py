@@ -10,8 +10,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from flash_mlx.few_rows import lay_out_for_few_rows
 from flash_mlx.files import read_json
-from flash_mlx.layout import lay_out_for_few_rows
 from flash_mlx.targets.adapter import CHUNK_SIZE, MlxVlmTarget
 from flash_mlx.targets.checks import check_files, read_config
 from flash_mlx.targets.families import Family, family_of
@@ -112,14 +112,12 @@ def _load(folder: Path) -> tuple[nn.Module, Any]:
 
 def _convert(model: nn.Module, dtype: mx.Dtype | None) -> None:
     """Bring the weights into the wanted type and read them."""
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
     if dtype is not None:
         model.set_dtype(dtype)
-    elif on_cpu:
+    elif mx.default_device() == mx.Device(mx.cpu):
         model.set_dtype(mx.float32)
         dequantize(model)
-    if on_cpu:
-        lay_out_for_few_rows(model)
+    lay_out_for_few_rows(model)
     mx.eval(model.parameters())
 
 

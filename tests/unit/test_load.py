@@ -14,7 +14,7 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
-from flash_mlx.layout import lay_out_for_few_rows
+from flash_mlx.few_rows import lay_out_for_few_rows
 from flash_mlx.processing import make_prompt
 from flash_mlx.targets import LoadedTarget, load_target
 from flash_mlx.tree import DraftTree, Topology

@@ -16,10 +16,12 @@ import mlx.nn as nn
 
 
 def lay_out_for_few_rows(model: nn.Module) -> None:
-    """Store the float32 weights of a model's linear layers as their transposes; lazy.
+    """On a CPU, store the float32 weights of a model's linear layers as their transposes; lazy.
 
-    For inference on a CPU only. Shapes, values and names of the parameters stay.
+    For inference only. Elsewhere nothing happens. Shapes, values and names of the parameters stay.
     """
+    if mx.default_device() != mx.Device(mx.cpu):
+        return
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.weight.dtype == mx.float32:
             num_outputs, num_inputs = module.weight.shape
