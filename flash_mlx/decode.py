@@ -26,6 +26,7 @@ from flash_mlx.tree import DraftTree, Topology
 State = TypeVar("State")
 
 ROOT_ALONE = Topology.chain(0)
+KEYS_AT_A_TIME = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,26 +204,23 @@ def decode(
     if max_tokens < 1:
         raise ValueError(f"The number of tokens to generate must be 1 or more; got {max_tokens}.")
     prompt.require_fits(target.max_context)
-    key, subkey = mx.random.split(key)
+    keys = _keys(key)
     cache = target.make_cache()
     out = target.prefill(prompt, cache)
     last = DraftTree(ROOT_ALONE, mx.array(prompt.tokens[-1:], dtype=mx.int32))
-    (root,) = accept(last, out.logits, sampler, subkey).tokens
+    (root,) = accept(last, out.logits, sampler, next(keys)).tokens
     yield Round((root,), num_drafted=0, num_accepted=0)
 
     state = drafter.prefill(prompt, out.hidden, root)
     left = max_tokens - 1
     ahead: Output | None = None
     while left > 0 and root not in stop_ids and cache.length < limit:
-        key, draft_key, accept_key = mx.random.split(key, 3)
-        tree = drafter.draft(root, state, sampler, draft_key).head(limit - cache.length)
+        tree = drafter.draft(root, state, sampler, next(keys)).head(limit - cache.length)
         if tree.topology.is_chain:  # `left` rows bring `left` tokens; a tree's may be siblings
             tree = tree.head(left)
-        # The device drafts while the host prepares the pass. The key goes along, for a greedy
-        # round has no other use for it, and unevaluated it would grow a graph.
-        mx.async_eval(tree.tokens, key)
+        mx.async_eval(tree.tokens)  # the device drafts while the host prepares the pass
         out = ahead if ahead is not None and len(tree) == 1 else target.verify(tree, cache)
-        verdict = judge(tree, out.logits, sampler, accept_key)
+        verdict = judge(tree, out.logits, sampler, next(keys))
         mx.async_eval(verdict.table)  # queued before any pass ahead, so it does not wait for that
         ahead = None
         if len(tree) == 1 and tree.lookahead and left > 1 and cache.length + 1 < limit:
@@ -237,6 +235,13 @@ def decode(
         num_accepted = min(len(accepted.rows) - 1, len(tokens))
         yield Round(tokens, num_drafted=len(tree) - 1, num_accepted=num_accepted)
         root, left = tokens[-1], left - len(tokens)
+
+
+def _keys(key: mx.array) -> Iterator[mx.array]:
+    """Yield keys without end, split many at a time: one by one they slow plain decoding down."""
+    while True:
+        key, *others = mx.random.split(key, KEYS_AT_A_TIME)
+        yield from others
 
 
 def _read_ahead(target: Target, verdict: Verdict, cache: Cache) -> Output:

@@ -101,7 +101,6 @@ def configs(
             "num_additional_image_tokens": 1,
             "vision_feature_select_strategy": "default",
         },
-        "chat_template.json": {"chat_template": CHAT_TEMPLATE},
     }
 
 
