@@ -65,7 +65,7 @@ class FlashConfig:
             match field.type:
                 case "int":
                     good = type(value) is int and least <= value < LARGEST
-                    rule = f"a whole number, at least {least} and below 2**31"
+                    rule = f"a whole number below 2**31, at least {least}"
                 case "float":
                     good = type(value) in (int, float) and 0 < value < math.inf
                     rule = "a number above 0"
