@@ -59,3 +59,18 @@ def load_run(folder: Path, model: nn.Module, optimizer: optim.Optimizer) -> tupl
     optimizer.state = tree_unflatten(state)
     run = json.loads(metadata["run"])
     return int(run["step"]), float(run["seconds"])
+
+
+def load_stage(folder: Path) -> dict[str, mx.array]:
+    """The weights of an earlier stage by their names in `train_language.Learner`.
+
+    An exported target will do as well; it has no table of symbolic tokens.
+    """
+    file = folder / "checkpoint.safetensors"
+    if file.exists():
+        arrays = mx.load(str(file))
+        return {k.removeprefix("model."): v for k, v in arrays.items() if k.startswith("model.")}
+    arrays = mx.load(str(folder / "model.safetensors"))
+    patch = "vision_tower.vision_model.embeddings.patch_embedding.weight"
+    arrays[patch] = arrays[patch].transpose(0, 2, 3, 1)  # from PyTorch's order
+    return {f"target.{k}": v.astype(mx.float32) for k, v in arrays.items()}

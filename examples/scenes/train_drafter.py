@@ -169,7 +169,7 @@ def main() -> None:
         "num_heads": 3,
         "head_dim": 64,
         "norm_inputs": True,
-        "markov_rank": 64,
+        "hydra_size": 128,
     }
     mx.random.seed(3)
     model = FlashModel(

@@ -32,7 +32,7 @@ from fastops import cross_entropy
 from labels import NONE, NUM_CLASSES
 from model import Llava, TextShape, VisionShape
 from render import PATCHES
-from runs import load_run, make_optimizer, save_run, set_rate
+from runs import load_run, load_stage, make_optimizer, save_run, set_rate
 
 SPLIT = 20_000_000
 HELD_OUT = 30_000_000
@@ -129,7 +129,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, default=Path("runs/tokenizer.json"))
-    parser.add_argument("--init", type=Path, help="folder of an earlier stage")
+    parser.add_argument(
+        "--init", type=Path, help="folder of an earlier stage, or of an exported target"
+    )
     parser.add_argument("--visual", choices=("symbols", "pixels"), required=True)
     parser.add_argument("--layers", type=int, default=12)
     parser.add_argument("--kept", type=int, default=80, help="visual tokens read, of 256")
@@ -154,9 +156,8 @@ def main() -> None:
     chat = Conversations(Tokenizer.from_file(str(args.tokenizer)), tuple(args.kinds))
     model = Learner(args.layers)
     if args.init:
-        weights: Any = mx.load(str(args.init / "checkpoint.safetensors"))
-        kept = {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
-        model.load_weights(stacked(kept, args.layers))
+        weights = load_stage(args.init)
+        model.load_weights(stacked(weights, args.layers), strict="table" in weights)
     model.target.vision_tower.freeze()
     if args.visual == "symbols":
         model.target.multi_modal_projector.freeze()
