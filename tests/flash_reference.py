@@ -136,3 +136,25 @@ def slot_outputs(model: FlashModel, sequence: np.ndarray, hidden: np.ndarray) ->
     gate = silu(linear("gate_proj", normed))
     rows = rows + linear("down_proj", gate * linear("up_proj", normed))
     return rows.reshape(num_rows, k, -1) + w["residual_gate"][:, None] * hidden[:, None]
+
+
+def corrected(model: FlashModel, slots: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+    """Return the slots [k, D] once the tokens of slots 0 to k - 2 have these embeddings."""
+    w, config = weights_of(model), model.config
+    slots, width = slots.copy(), config.recurrent_size
+    state = np.zeros(width)
+    for i in range(1, len(slots)):
+        if config.hydra_size:
+            pair = np.concatenate([embeddings[:i].sum(0), slots[i]])
+            inner = np.maximum(w[f"hydra_projs.{i - 1}.0.weight"] @ pair, 0)
+            slots[i] += w[f"hydra_projs.{i - 1}.2.weight"] @ inner
+        elif config.recurrent_size:
+            said, own = (
+                rms_norm(x, w[f"recurrence.norm_{name}.weight"], config.rms_norm_eps)
+                for name, x in (("embedding", embeddings[i - 1]), ("output", slots[i]))
+            )
+            z = w["recurrence.of_embedding.weight"] @ said + w["recurrence.of_output.weight"] @ own
+            z += w["recurrence.of_state.weight"] @ state + w["recurrence.slot_bias"][i - 1]
+            state = silu(z[:width]) * z[width:]
+            slots[i] += w["recurrence.up.weight"] @ state
+    return slots

@@ -32,7 +32,10 @@ class FlashConfig:
         markov_rank: Rank r of the correction of slot i's logits by the token of slot i - 1; 0 has
             none.
         hydra_size: Width of the MLP that corrects slot i's output by the sum of the embeddings
-            of the tokens of slots 0 to i - 1; 0 has none.
+            of the tokens of slots 0 to i - 1; 0 has none. That of the published weights.
+        recurrent_size: Width of the recurrent network that corrects slot i's output by the tokens
+            of slots 0 to i - 1; 0 has none. Better than the other two (measured), and instead of
+            `hydra_size`.
 
     Raises:
         ValueError: If a value is out of its range. Numbers and matrices must stay below `LARGEST`
@@ -54,6 +57,7 @@ class FlashConfig:
     norm_inputs: bool = False
     markov_rank: int = 0
     hydra_size: int = 0
+    recurrent_size: int = 0
 
     def __post_init__(self) -> None:
         """Check types and ranges, and fill in the MLP's width."""
@@ -61,7 +65,7 @@ class FlashConfig:
             object.__setattr__(self, "intermediate_size", 4 * self.hidden_size)
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("markov_rank", "hydra_size") else 1
+            least = 0 if field.name in ("markov_rank", "hydra_size", "recurrent_size") else 1
             match field.type:
                 case "int":
                     good = type(value) is int and least <= value < LARGEST
@@ -77,6 +81,11 @@ class FlashConfig:
             raise ValueError(
                 f"head_dim of a drafter must be even (it is rotated in pairs); got {self.head_dim}."
             )
+        if self.hydra_size and self.recurrent_size:
+            raise ValueError(
+                "A drafter must have hydra_size or recurrent_size, not both; "
+                f"got {self.hydra_size} and {self.recurrent_size}."
+            )
         self._check_products()
 
     def _check_products(self) -> None:
@@ -89,6 +98,8 @@ class FlashConfig:
             ("vocab_size", "hidden_size"),
             ("vocab_size", "markov_rank"),
             ("hydra_size", "hidden_size"),
+            ("recurrent_size", "hidden_size"),
+            ("recurrent_size", "recurrent_size"),
         ):
             values = [getattr(self, name) for name in names]
             if math.prod(values) >= LARGEST:

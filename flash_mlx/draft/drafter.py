@@ -22,9 +22,10 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
+from flash_mlx.draft.corrections import swiglu
 from flash_mlx.draft.in_turn import InTurn
 from flash_mlx.draft.layout import Layout
-from flash_mlx.draft.model import FlashModel, pool, swiglu
+from flash_mlx.draft.model import FlashModel, pool
 from flash_mlx.few_rows import lay_out_for_few_rows
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
@@ -89,7 +90,7 @@ class FlashDrafter:
         self._fusion = _join(model.fc_gate, model.fc_up)
         self._qkv = _join(block.q_proj, block.k_proj, block.v_proj)
         self._gate_up = _join(block.gate_proj, block.up_proj)
-        corrected = config.markov_rank > 0 or config.hydra_size > 0
+        corrected = max(config.markov_rank, config.hydra_size, config.recurrent_size) > 0
         self._in_turn = InTurn(model, embed, lm_head, block_size) if corrected else None
         joined = (self._fusion, self._qkv, self._gate_up)
         mx.eval(self._slots, self._gate, [layer.parameters() for layer in joined])

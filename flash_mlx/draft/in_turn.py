@@ -1,13 +1,13 @@
 """Choosing a block's tokens one after the other, each knowing those before it.
 
-The slots themselves come from one pass; what is left for each is a small correction: its logits by
-the token before it (Markov), or its output by the embeddings of all tokens before it (Hydra). All
-that does not depend on these tokens is computed for all slots at once. Where the LM head is linear
-and small, Hydra's last layer and the LM head become one matrix, so that a slot reads that instead
-of the whole LM head.
+The slots themselves come from one pass; what is left for each is a small correction (see
+`corrections`). All of it that does not depend on the tokens is computed for all slots at once.
+Where the vocabulary is small, the rest shrinks as well: what the recurrence hears of a token is
+looked up in a table, and a correction's last layer and the LM head become one matrix, so that a
+slot reads that instead of the whole LM head.
 
 Shapes:
-    k: slots.    D: hidden size.    V: vocabulary.    W: width of Hydra's MLP.
+    k: slots.    D: hidden size.    V: vocabulary.    W: width of the correction.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import mlx.core as mx
 
 from flash_mlx.draft.model import FlashModel
 
-FOLD_LIMIT = 2**24  # entries of the joined matrices of all slots: 64 MiB
+TABLE_LIMIT = 2**24  # entries of a table: 64 MiB
 
 
 class InTurn:
     """A model's corrections, made ready for one row at a time.
 
     Args:
-        model: With `markov_rank` or `hydra_size`.
+        model: With `markov_rank`, `hydra_size` or `recurrent_size`.
         embed: The target's embedding.
         lm_head: The target's LM head.
         block_size: k.
@@ -39,20 +39,23 @@ class InTurn:
         block_size: int,
     ) -> None:
         """Take the weights apart by what they read."""
-        self._model, self._embed, self._lm_head = model, embed, lm_head
-        self._block_size, self._folded = block_size, False
-        self._hydra = model.config.hydra_size > 0 and block_size > 1
-        if not self._hydra:
-            return
-        size = model.config.hidden_size
-        layers = model.hydra_projs[: block_size - 1]
-        # Hydra's first layer reads the embeddings of earlier tokens, then the slot's output.
-        self._of_said = [down.weight[:, :size].T for down, _, _ in layers]
-        self._of_slot = mx.stack([down.weight[:, size:].T for down, _, _ in layers])
-        self._up = [up.weight.T for _, _, up in layers]
-        if self._of_slot.size // size * model.config.vocab_size <= FOLD_LIMIT:
-            self._fold()
-        mx.eval(self._of_said, self._of_slot, self._up)
+        config = model.config
+        self._model, self._lm_head, self._block_size = model, lm_head, block_size
+        self._by_hydra = config.hydra_size > 0 and block_size > 1
+        self._by_recurrence = config.recurrent_size > 0 and block_size > 1
+        self._up: list[mx.array] = []
+        if self._by_hydra:
+            # The first layer reads the embeddings of earlier tokens, then the slot's output.
+            size, layers = config.hidden_size, model.hydra_projs[: block_size - 1]
+            self._of_said = [down.weight[:, :size].T for down, _, _ in layers]
+            self._of_slot = mx.stack([down.weight[:, size:].T for down, _, _ in layers])
+            self._up = [up.weight.T for _, _, up in layers]
+        if self._by_recurrence:
+            self._up = [model.recurrence.up.weight.T]
+        entries = sum(up.shape[0] for up in self._up) * config.vocab_size
+        self._folded = 0 < entries <= TABLE_LIMIT and self._fold()
+        self._hear = self._listener(embed)
+        mx.eval(self._up)
 
     def __call__(
         self, slots: mx.array, choose: Callable[[int, mx.array], mx.array]
@@ -63,20 +66,19 @@ class InTurn:
             slots: [k, D] the LM head's inputs, not corrected.
             choose: Takes a slot's number and its logits [1, V] to its token [1].
         """
-        by_markov = self._model.config.markov_rank > 0
-        apart = self._hydra and not self._folded  # each slot needs the LM head for itself
+        by_markov, corrected = self._model.config.markov_rank > 0, len(self._up) > 0
+        apart = corrected and not self._folded  # each slot needs the LM head for itself
         plain = slots if apart else self._lm_head(slots)
-        own = slots[1:, None] @ self._of_slot if self._hydra else None
+        own = self._own(slots[1:]) if corrected else None
         tokens: list[mx.array] = []
         rows: list[mx.array] = []
-        said: mx.array | None = None
+        state: mx.array | None = None
         for slot in range(self._block_size):
             row = plain[slot : slot + 1]
             if own is not None and slot:
-                latest = self._embed(tokens[-1]).astype(slots.dtype)
-                said = latest if said is None else said + latest
-                inner = mx.addmm(own[slot - 1], said, self._of_said[slot - 1])
-                row = mx.addmm(row, mx.maximum(inner, 0), self._up[slot - 1])
+                heard = self._hear(tokens[-1]).astype(slots.dtype)
+                inner, state = self._step(slot, own[slot - 1], heard, state)
+                row = mx.addmm(row, inner, self._up[min(slot, len(self._up)) - 1])
             if apart:
                 row = self._lm_head(row)
             if by_markov and slot:
@@ -85,11 +87,47 @@ class InTurn:
             rows.append(row)
         return mx.concatenate(tokens), mx.concatenate(rows)
 
-    def _fold(self) -> None:
-        """Put the LM head behind Hydra's last layers, if that is the same."""
+    def _own(self, slots: mx.array) -> mx.array:
+        """Return the share of slots 1 to k - 1, [k - 1, D], in their corrections: [k - 1, 1, .]."""
+        if self._by_hydra:
+            return slots[:, None] @ self._of_slot
+        return self._model.recurrence.own(slots)[:, None]
+
+    def _step(
+        self, slot: int, own: mx.array, heard: mx.array, state: mx.array | None
+    ) -> tuple[mx.array, mx.array]:
+        """Return what a correction's last layer reads, [1, W], and the next slot's state.
+
+        Args:
+            slot: At least 1.
+            own: [1, .] the slot's share.
+            heard: [1, .] the share of the token before it.
+            state: None at slot 1.
+        """
+        if self._by_hydra:
+            said = heard if state is None else state + heard
+            return mx.maximum(mx.addmm(own, said, self._of_said[slot - 1]), 0), said
+        state = self._model.recurrence.step(own + heard, state)
+        return state, state
+
+    def _listener(self, embed: Callable[[mx.array], mx.array]) -> Callable[[mx.array], mx.array]:
+        """Return how the share of tokens is had: [1] ids -> [1, .]."""
+        if not self._by_recurrence:
+            return embed
+        config, heard = self._model.config, self._model.recurrence.heard
+        if config.vocab_size * 2 * config.recurrent_size > TABLE_LIMIT:
+            return lambda tokens: heard(embed(tokens))
+        table = heard(embed(mx.arange(config.vocab_size)))
+        mx.eval(table)
+        return lambda tokens: table[tokens]
+
+    def _fold(self) -> bool:
+        """Put the LM head behind the corrections' last layers, if that is the same."""
         joined = [self._lm_head(up) for up in self._up]
         # A soft cap shows at large logits, whatever the weights.
         far = self._lm_head(1000 * self._up[0])
         error, scale = mx.abs(far - 1000 * joined[0]).max(), mx.abs(far).max()
-        if joined[0].dtype == mx.float32 and (error < 1e-3 * scale).item():
-            self._up, self._folded = joined, True
+        if joined[0].dtype != mx.float32 or not (error < 1e-3 * scale).item():
+            return False
+        self._up = joined
+        return True

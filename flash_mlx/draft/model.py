@@ -23,18 +23,12 @@ token t + i + 2, and no dropout is used.
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from flash_mlx.draft.config import FlashConfig
-
-
-@partial(mx.compile, shapeless=True)
-def swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    """Return SiLU(gate) * up, elementwise."""
-    return gate * mx.sigmoid(gate) * up
+from flash_mlx.draft.corrections import Markov, Recurrence, hydra_layers, swiglu
 
 
 def pool(queries: mx.array, rows: mx.array, mask: mx.array | None = None) -> mx.array:
@@ -89,24 +83,6 @@ class SlotBlock(nn.Module):
         return self.down_proj(swiglu(self.gate_proj(rows), self.up_proj(rows)))
 
 
-class Markov(nn.Module):
-    """Corrects a slot's logits by the token before it, through r dimensions.
-
-    Weights:
-        previous [V, r]: what a token says about its successor; next [V, r]: who listens.
-    """
-
-    def __init__(self, vocab_size: int, rank: int) -> None:
-        """Start without any correction."""
-        super().__init__()
-        self.previous = mx.random.normal((vocab_size, rank), scale=rank**-0.5)
-        self.next = mx.zeros((vocab_size, rank))
-
-    def __call__(self, tokens: mx.array) -> mx.array:
-        """Return [..., V], to be added to the logits of what follows `tokens` [...]."""
-        return self.previous[tokens] @ self.next.T
-
-
 class FlashModel(nn.Module):
     """The drafter's weights, and its pass over whole sequences for training.
 
@@ -115,8 +91,8 @@ class FlashModel(nn.Module):
     Weights:
         A [M, D]; residual_gate [k]; fc_gate, fc_up [D, 2D], whose columns read the embedding
         first, then the hidden; layers (see SlotBlock); norm_embedding, norm_hidden [D] with
-        `norm_inputs`; markov (see Markov) with `markov_rank`; hydra_projs.i.{0, 2} of slot i + 1
-        [hydra_size, 2D] and [D, hydra_size] with `hydra_size`.
+        `norm_inputs`; markov, recurrence and hydra_projs.i.{0, 2} (see `corrections`) with
+        `markov_rank`, `recurrent_size` and `hydra_size`.
     """
 
     def __init__(self, config: FlashConfig) -> None:
@@ -135,14 +111,9 @@ class FlashModel(nn.Module):
         if config.markov_rank:
             self.markov = Markov(config.vocab_size, config.markov_rank)
         if config.hydra_size:
-            self.hydra_projs = [
-                [
-                    nn.Linear(2 * size, config.hydra_size, bias=False),
-                    nn.ReLU(),
-                    nn.Linear(config.hydra_size, size, bias=False),
-                ]
-                for _ in range(config.block_size - 1)
-            ]
+            self.hydra_projs = hydra_layers(config)
+        if config.recurrent_size:
+            self.recurrence = Recurrence(config)
 
     def pair(self, embedding: mx.array, hidden: mx.array) -> mx.array:
         """Return [..., 2D], the fusion's input: embedding of the next token, then hidden."""
@@ -155,21 +126,32 @@ class FlashModel(nn.Module):
         pair = self.pair(embedding, hidden)
         return swiglu(self.fc_gate(pair), self.fc_up(pair))
 
-    def hydra(self, slot: int, embeddings: mx.array, output: mx.array) -> mx.array:
-        """Return what slot `slot` >= 1 adds to its output once earlier slots have tokens.
+    def correct(self, outputs: mx.array, embeddings: mx.array) -> mx.array:
+        """Return the slots' outputs once the tokens before them are known.
 
         Args:
-            slot: i.
-            embeddings: [..., D] sum of the embeddings of the tokens of slots 0 to i - 1.
-            output: [..., D] slot i's output.
+            outputs: [..., k, D] of the slots.
+            embeddings: [..., k - 1, D] of the tokens of slots 0 to k - 2.
 
-        Source: the published weights' `hydra_projs`; they were trained with the tokens one row
-        earlier, which inference cannot reproduce. Here both use those that precede slot i's.
+        Returns:
+            [..., k, D]; slot 0 as it was.
         """
-        down, relu, up = self.hydra_projs[slot - 1]
-        pair = mx.concatenate([embeddings, output], axis=-1)
-        delta: mx.array = up(relu(down(pair)))
-        return delta
+        rows = [outputs[..., :1, :]]
+        later, state = outputs[..., 1:, :], None
+        if self.config.recurrent_size:
+            shares = self.recurrence.own(later) + self.recurrence.heard(embeddings)
+        else:
+            pairs = mx.concatenate([mx.cumsum(embeddings, axis=-2), later], axis=-1)
+        for slot in range(later.shape[-2]):
+            here = slice(slot, slot + 1)
+            if self.config.recurrent_size:
+                state = self.recurrence.step(shares[..., here, :], state)
+                delta = self.recurrence.up(state)
+            else:
+                down, relu, up = self.hydra_projs[slot]
+                delta = up(relu(down(pairs[..., here, :])))
+            rows.append(later[..., here, :] + delta)
+        return mx.concatenate(rows, axis=-2)
 
     def __call__(self, sequence: mx.array, base: mx.array, hidden: mx.array) -> mx.array:
         """Return the slots of many base rows at once.

@@ -103,13 +103,8 @@ def slot_outputs(
     at_base = mx.take_along_axis(hidden, inputs.base_rows[..., None], axis=1)
     outputs = model(sequence, inputs.base, at_base)
     outputs = outputs.reshape(-1, *outputs.shape[2:])[inputs.chosen]
-    if not model.config.hydra_size:
+    if not model.config.hydra_size and not model.config.recurrent_size:
         return outputs
     later = inputs.said[:, 1:]
-    said = mx.cumsum(embed(later.flatten()).reshape(*later.shape, -1), axis=1)
-    corrected = [outputs[:, :1]]
-    for slot in range(1, outputs.shape[1]):
-        row = outputs[:, slot]
-        row = row + model.hydra(slot, said[:, slot - 1].astype(row.dtype), row)
-        corrected.append(row[:, None])
-    return mx.concatenate(corrected, axis=1)
+    said = embed(later.flatten()).reshape(*later.shape, -1)
+    return model.correct(outputs, said.astype(outputs.dtype))

@@ -7,7 +7,15 @@ from mlx.utils import tree_flatten
 
 from flash_mlx.draft import FlashConfig, FlashModel, Layout
 from flash_mlx.draft.model import pool
-from flash_reference import SMALL, compressed, random_model, slot_outputs, softmax, weights_of
+from flash_reference import (
+    SMALL,
+    compressed,
+    corrected,
+    random_model,
+    slot_outputs,
+    softmax,
+    weights_of,
+)
 
 
 def test_latents_are_the_softmax_weighted_rows():
@@ -114,14 +122,14 @@ def test_the_markov_correction_is_of_low_rank_and_starts_at_nothing():
     np.testing.assert_allclose(model.markov(mx.array([3, 5])), wanted, atol=1e-5)
 
 
-def test_the_hydra_correction_reads_the_embeddings_first():
-    model, rng = random_model(replace(SMALL, hydra_size=4)), np.random.default_rng(4)
-    said, output = rng.normal(0, 1, (2, 1, 16))
-    weights = weights_of(model)
-    inner = np.concatenate([said, output], -1) @ weights["hydra_projs.1.0.weight"].T
-    wanted = np.maximum(inner, 0) @ weights["hydra_projs.1.2.weight"].T
-    got = model.hydra(2, mx.array(said, mx.float32), mx.array(output, mx.float32))
+@pytest.mark.parametrize("changes", [{"hydra_size": 4}, {"recurrent_size": 5}])
+def test_corrections_equal_their_formulas(changes):
+    model, rng = random_model(replace(SMALL, **changes)), np.random.default_rng(4)
+    outputs, embeddings = rng.normal(0, 1, (4, 3, 16)), rng.normal(0, 0.1, (4, 2, 16))
+    wanted = [corrected(model, *one) for one in zip(outputs, embeddings, strict=True)]
+    got = model.correct(mx.array(outputs, mx.float32), mx.array(embeddings, mx.float32))
     np.testing.assert_allclose(got, wanted, atol=1e-5)
+    assert not np.allclose(got[:, 1:], outputs[:, 1:], atol=1e-2)
 
 
 def test_weights_have_their_published_names():
@@ -163,6 +171,7 @@ def test_a_configuration_survives_json():
         ({"norm_inputs": 1}, "norm_inputs .* true or false"),
         ({"rope_base": float("nan")}, "rope_base .* above 0"),
         ({"hidden_size": "16"}, "hidden_size"),
+        ({"hydra_size": 3, "recurrent_size": 2}, "not both; got 3 and 2"),
         ({"num_layers": 2}, "num_layers as well"),
     ],
 )

@@ -11,11 +11,17 @@ from flash_mlx.draft import FlashDrafter, FlashState
 from flash_mlx.draft.drafter import GROWTH
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
-from flash_reference import SMALL, compressed, random_model, slot_outputs, weights_of
+from flash_reference import SMALL, compressed, corrected, random_model, slot_outputs, weights_of
 from toy import KEY, ToyTarget, exact_law, generate, greedy_oracle
 
 GREEDY, WARM = Sampler(), Sampler(temperature=0.8, top_p=0.95)
 TARGET = ToyTarget()
+CORRECTIONS = [
+    {"markov_rank": 3},
+    {"hydra_size": 5},
+    {"recurrent_size": 4},
+    {"markov_rank": 3, "recurrent_size": 4},
+]
 IMAGES = [[], [(0, 3)], [(2, 6)], [(1, 3), (3, 6)], [(0, 2), (4, 6)], [(3, 7)]]
 
 
@@ -183,8 +189,8 @@ def test_greedy_drafts_are_a_chain_of_the_most_likely_tokens():
 @pytest.mark.parametrize("sampler", [WARM, Sampler(temperature=1.3)], ids=["top-p", "plain"])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"markov_rank": 3}, {"hydra_size": 5}, {"markov_rank": 3, "hydra_size": 5}],
-    ids=["independent", "markov", "hydra", "both"],
+    [{}, *CORRECTIONS],
+    ids=["independent", "markov", "hydra", "recurrent", "two"],
 )
 def test_sampled_drafts_follow_the_laws_that_the_tree_tells(changes, sampler):
     drafter = make_drafter(random_model(replace(SMALL, **changes)))
@@ -219,27 +225,24 @@ def soft_capped(hidden: mx.array) -> mx.array:
 
 
 @pytest.mark.parametrize("lm_head", [TARGET.lm_head, soft_capped])
-@pytest.mark.parametrize("changes", [{"markov_rank": 3}, {"hydra_size": 5}])
-def test_later_slots_are_corrected_by_the_tokens_before_them(changes, lm_head):
+@pytest.mark.parametrize("changes", CORRECTIONS)
+def test_later_slots_are_corrected_by_the_tokens_before_them(changes, lm_head, monkeypatch):
     model = random_model(replace(SMALL, **changes))
-    drafter, embedding = FlashDrafter(model, TARGET.embed, lm_head), TARGET.embedding
+    drafter, embedding = FlashDrafter(model, TARGET.embed, lm_head), np.array(TARGET.embedding)
+    monkeypatch.setattr("flash_mlx.draft.in_turn.TABLE_LIMIT", 0)
+    without_tables = FlashDrafter(model, TARGET.embed, lm_head)
     for seed in range(8):
         state = read(drafter, *text(7, seed), [], (7,))
         drafted = drafter.draft(5, state, GREEDY, KEY).tokens.tolist()[1:]
-        for slot, token in enumerate(drafted):
-            row = state.slots[slot : slot + 1]
-            if slot and "hydra_size" in changes:
-                said = embedding[mx.array(drafted[:slot])].sum(axis=0, keepdims=True)
-                row = row + model.hydra(slot, said, row)
-            logits = lm_head(row)
-            if slot and "markov_rank" in changes:
-                logits = logits + model.markov(mx.array(drafted[slot - 1 : slot]))
-            assert token == mx.argmax(logits).item()
+        assert without_tables.draft(5, state, GREEDY, KEY).tokens.tolist()[1:] == drafted
+        rows = corrected(model, np.array(state.slots, np.float64), embedding[drafted[:2]])
+        logits = np.array(lm_head(mx.array(rows, mx.float32)))
+        if "markov_rank" in changes:
+            logits[1:] += np.array(model.markov(mx.array(drafted[:2])))
+        assert drafted == logits.argmax(-1).tolist()
 
 
-@pytest.mark.parametrize(
-    "changes", [{}, {"markov_rank": 3, "hydra_size": 5}], ids=["independent", "in turn"]
-)
+@pytest.mark.parametrize("changes", [{}, *CORRECTIONS[-2:]], ids=["independent", "one", "two"])
 @settings(max_examples=8, deadline=None)
 @given(
     prompt=st.lists(st.integers(0, 10), min_size=1, max_size=6),

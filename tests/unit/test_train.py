@@ -19,7 +19,7 @@ from flash_mlx.train.losses import (
     smooth_l1,
     soft_cross_entropy,
 )
-from flash_reference import SMALL, random_model, softmax
+from flash_reference import SMALL, corrected, random_model, softmax
 from toy import ToyTarget
 from training import EXAMPLES, parameters
 
@@ -47,10 +47,11 @@ def test_the_example_of_the_batch():
     [
         SMALL,
         FULL,
+        replace(SMALL, recurrent_size=5),
         replace(SMALL, fuse_pre_image=False, norm_inputs=True),
         replace(SMALL, block_size=1),
     ],
-    ids=["base", "corrected", "published text", "one slot"],
+    ids=["base", "hydra", "recurrent", "published text", "one slot"],
 )
 def test_training_sees_what_the_cached_drafter_computes(config):
     model = random_model(config)
@@ -64,21 +65,12 @@ def test_training_sees_what_the_cached_drafter_computes(config):
         state = drafter.prefill(one.prompt, hidden[b, :end], tokens[end])
         for row in range(end, len(tokens) - 1):
             wanted, root = state.slots, row - end
-            if config.hydra_size:
-                wanted = mx.stack(
-                    [
-                        y
-                        + model.hydra(
-                            i, TARGET.embed(mx.array(one.answer[root + 1 :][:i])).sum(0), y
-                        )
-                        if i
-                        else y
-                        for i, y in enumerate(wanted)
-                    ]
-                )
+            tokens_before = mx.array([*one.answer[root + 1 :], 0, 0][:2])
+            said = np.array(TARGET.embed(tokens_before), np.float64)
+            wanted = corrected(model, np.array(wanted, np.float64), said)
             # Slots beyond the answer's end have no token to be corrected by, nor weight.
             used = int(batch.inputs.weight[place].sum().item())
-            np.testing.assert_allclose(outputs[place, :used], wanted[:used], atol=1e-5)
+            np.testing.assert_allclose(outputs[place, :used], wanted[:used], rtol=1e-5, atol=1e-5)
             state = drafter.extend(hidden[b, row : row + 1], (tokens[row + 1],), state)
             place += 1
     assert place == sum(len(e.answer) - 1 for e in EXAMPLES)
@@ -186,9 +178,10 @@ def test_slots_after_a_wrong_one_can_be_left_out():
     assert slots[0] > all_slots[0]
 
 
-def test_gradients_reach_every_weight():
-    _, _, grads = loss_and_gradients(random_model(FULL), LossWeights())
-    assert grads.keys() == parameters(random_model(FULL)).keys()
+@pytest.mark.parametrize("config", [FULL, replace(SMALL, recurrent_size=5, norm_inputs=True)])
+def test_gradients_reach_every_weight(config):
+    _, _, grads = loss_and_gradients(random_model(config), LossWeights())
+    assert grads.keys() == parameters(random_model(config)).keys()
     # A key's bias adds the same to all scores of a query, nearly: rotation makes it matter.
     assert all(mx.abs(grad).max().item() > 1e-7 for grad in grads.values())
 

@@ -199,7 +199,7 @@ def test_a_trained_drafter_is_accepted_more_often(tmp_path):
 
     mx.random.seed(0)
     config = FlashConfig(
-        32, 24, 3, num_latents=2, num_heads=2, head_dim=16, intermediate_size=64, hydra_size=16
+        32, 24, 3, num_latents=2, num_heads=2, head_dim=16, intermediate_size=64, recurrent_size=16
     )
     settings = TrainConfig(iterations=100, batch_size=16, learning_rate=5e-3, warmup=10)
     trainer = Trainer(FlashModel(config), Teacher.of(target), examples[:64], tmp_path, settings)
