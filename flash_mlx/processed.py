@@ -74,19 +74,25 @@ class ProcessedTarget:
         processors: Come after, in their order.
 
     Raises:
-        ValueError: If a token outside of the vocabulary has a bias.
+        ValueError: If a token outside of the vocabulary has a bias, or a processor is no function.
     """
 
     def __init__(
         self, target: Target, penalties: Penalties, processors: Sequence[LogitsProcessor] = ()
     ) -> None:
-        """Check that the biases fit the target."""
+        """Check that the biases fit the target and that processors can be called."""
         stray = [token for token in penalties.logit_bias if token >= target.vocab_size]
         if stray:
             raise ValueError(
                 f"Logit biases must be for one of the model's {target.vocab_size} tokens, 0 to "
                 f"{target.vocab_size - 1}; got one for token {stray[0]}."
             )
+        for processor in processors:
+            if not callable(processor):
+                raise ValueError(
+                    "A logits processor must be a function from tokens and logits to logits; "
+                    f"got {processor!r}."
+                )
         self._target, self._penalties, self._processors = target, penalties, tuple(processors)
 
     @property

@@ -163,7 +163,9 @@ def test_processors_come_in_order_after_the_penalties() -> None:
     np.testing.assert_allclose(gained, [7.0 * (np.arange(11) == 4)], atol=1e-5)
 
 
-def test_a_processor_that_changes_the_shape_is_refused() -> None:
+def test_what_is_no_processor_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"must be a function .* got 'json'"):
+        processed(ToyTarget(), Penalties(), ["json"])
     target = ProcessedTarget(ToyTarget(vocab_size=11), Penalties(), [lambda _, x: x[0]])
     with pytest.raises(ValueError, match=r"\(1, 11\); got \(11,\)"):
         target.prefill(Prompt((1,)), target.make_cache())
