@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
@@ -24,9 +24,10 @@ from mlx.utils import tree_unflatten
 
 from flash_mlx.checkpoint import save_drafter
 from flash_mlx.draft import FlashModel
+from flash_mlx.train.config import TrainConfig, make_optimizer, schedule
 from flash_mlx.train.data import Batch, Epochs, Example, Inputs, collate, fingerprint
 from flash_mlx.train.features import Teacher, slot_outputs
-from flash_mlx.train.losses import LossWeights, objective
+from flash_mlx.train.losses import objective
 from flash_mlx.train.state import RunState, flat, forget_metrics_after, log_metrics
 
 
@@ -38,51 +39,6 @@ class TrainingCallback:
 
     def on_val_loss_report(self, val_info: dict[str, object]) -> None:
         """Take what `validate` measured."""
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train. Two runs with equal settings and examples give equal weights.
-
-    Attributes:
-        iterations: Steps in all.
-        batch_size: Examples a step.
-        learning_rate: Highest one, reached after `warmup` steps.
-        final_learning_rate: Share of it that is left at the end of the cosine.
-        warmup: Steps of linear increase.
-        betas: Of AdamW.
-        weight_decay: Of AdamW.
-        max_grad_norm: Gradients are scaled down to this norm.
-        ema_decay: Of the averaged weights, which are what is saved; less in the first steps.
-        hidden_noise: Half-width of uniform noise on the target's hidden states, for texts of 512
-            rows; longer texts get less in proportion (published: 0.1).
-        losses: Shares of the objectives.
-        compile: Whether the step is compiled. On a CPU that costs seconds at each new shape and
-            gains nothing (measured).
-        chunk: Base rows whose logits are in memory at a time.
-        seed: Of order and noise.
-        report_every: Steps between two reports.
-        save_every: Steps between two checkpoints; the last step has one in any case.
-        validate_every: Steps between two validations; 0: only after the last step.
-    """
-
-    iterations: int = 1000
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    final_learning_rate: float = 0.05
-    warmup: int = 50
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    ema_decay: float = 0.99
-    hidden_noise: float = 0.0
-    losses: LossWeights = field(default_factory=LossWeights)
-    compile: bool = False
-    chunk: int = 4096
-    seed: int = 0
-    report_every: int = 10
-    save_every: int = 100
-    validate_every: int = 0
 
 
 class Trainer:
@@ -132,9 +88,7 @@ class Trainer:
             )
         lengths = [len(example.tokens) for example in self._examples]
         self._epochs = Epochs(lengths, config.batch_size, config.seed)
-        self._optimizer = optim.AdamW(
-            _schedule(config), list(config.betas), weight_decay=config.weight_decay
-        )
+        self._optimizer = make_optimizer(config)
         self._optimizer.init(model.trainable_parameters())
         self._ema = {name: mx.array(value) for name, value in flat(model.parameters()).items()}
         mx.eval(model.parameters(), self._optimizer.state, self._ema)
@@ -214,7 +168,7 @@ class Trainer:
         return self.step
 
     def _make_step(self) -> Callable[..., tuple[mx.array, mx.array]]:
-        """Return the step: inputs, (noisy) hidden and features to loss and agreement."""
+        """Return the step: inputs, (noisy) hidden, features, number to loss and agreement."""
         model, optimizer, ema, config = self.model, self._optimizer, self._ema, self.config
 
         def loss_of(
@@ -227,12 +181,11 @@ class Trainer:
         gradient = nn.value_and_grad(model, loss_of)
 
         def step(
-            arrays: dict[str, mx.array], hidden: mx.array, features: mx.array
+            arrays: dict[str, mx.array], hidden: mx.array, features: mx.array, done: mx.array
         ) -> tuple[mx.array, mx.array]:
             (loss, agreed), grads = gradient(Inputs(**arrays), hidden, features)
             grads, _ = optim.clip_grad_norm(grads, config.max_grad_norm)
             optimizer.update(model, grads)
-            done = optimizer.step.astype(mx.float32)
             keep = mx.minimum(config.ema_decay, done / (done + 10))
             for name, value in flat(model.parameters()).items():
                 ema[name] = keep * ema[name] + (1 - keep) * value
@@ -252,7 +205,9 @@ class Trainer:
         size = hidden.shape[-1]
         features = hidden.reshape(-1, size)[batch.inputs.teacher_rows]
         arrays = vars(batch.inputs)
-        loss, agreed = self._step(arrays, self._noisy(hidden, batch), features)
+        loss, agreed = self._step(
+            arrays, self._noisy(hidden, batch), features, mx.array(self.step + 1.0)
+        )
         mx.eval(loss, agreed, self.model.state, self._optimizer.state, self._ema)
         if not mx.isfinite(loss).item():
             raise ValueError(
@@ -277,7 +232,7 @@ class Trainer:
         info = {
             "iteration": self.step,
             "train_loss": losses.mean().item(),
-            "learning_rate": self._optimizer.learning_rate.item(),
+            "learning_rate": schedule(self.config)(mx.array(self.step - 1)).item(),
             "it_per_second": len(self._sums) / seconds,
             "acceptance_by_position": [round(share, 4) for share in shares],
             "estimated_acceptance_length": 1 + sum(shares),
@@ -294,12 +249,3 @@ class Trainer:
         for name in ("report_every", "save_every", "validate_every"):
             del run[name]
         return cast(dict[str, object], json.loads(json.dumps(run)))
-
-
-def _schedule(config: TrainConfig) -> Callable[[mx.array], mx.array]:
-    """Return the learning rate by step: linear up, cosine down."""
-    peak, end = config.learning_rate, config.learning_rate * config.final_learning_rate
-    up = optim.linear_schedule(peak / (config.warmup + 1), peak, max(config.warmup, 1))
-    down = optim.cosine_decay(peak, max(config.iterations - config.warmup, 1), end)
-    joined: Callable[[mx.array], mx.array] = optim.join_schedules([up, down], [config.warmup])
-    return joined

@@ -59,13 +59,14 @@ def test_a_run_leaves_a_drafter_with_the_averaged_weights(tmp_path):
     }
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 5])
-def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, stop_at):
-    whole = make_trainer(tmp_path / "whole")
+@pytest.mark.parametrize(("stop_at", "optimizer"), [(1, "muon"), (3, "adamw"), (5, "muon")])
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path, stop_at, optimizer):
+    config = replace(SHORT, optimizer=optimizer)
+    whole = make_trainer(tmp_path / "whole", config)
     whole.run()
-    first = make_trainer(tmp_path / "parts")
+    first = make_trainer(tmp_path / "parts", config)
     assert not first.run(lambda: first.step == stop_at)
-    second = make_trainer(tmp_path / "parts")
+    second = make_trainer(tmp_path / "parts", config)
     second.model.A = second.model.A * 0  # resuming replaces all weights
     assert second.resume() == stop_at
     assert second.run()
@@ -119,13 +120,30 @@ def test_reports_go_to_the_callback_and_to_the_metrics(tmp_path):
 
 def test_the_learning_rate_rises_and_falls(tmp_path):
     recorder = Recorder()
-    config = replace(SHORT, iterations=20, warmup=4, report_every=1, save_every=20)
+    config = replace(
+        SHORT, iterations=20, learning_rate=1e-3, warmup=4, report_every=1, save_every=20
+    )
     make_trainer(tmp_path, config, callback=recorder).run()
     rates = [info["learning_rate"] for info in recorder.train]
     assert np.argmax(rates) in (3, 4)
     np.testing.assert_allclose(max(rates), 1e-3, rtol=0.05)
     assert 0.05e-3 <= rates[-1] < 0.1e-3
     assert rates[0] < 0.5e-3
+
+
+def test_muon_moves_matrices_and_nothing_else(tmp_path):
+    """Muon's steps are orthogonal: singular values of a step are about equal, or zero."""
+    config = replace(SHORT, iterations=1, warmup=0, hidden_noise=0, weight_decay=0)
+    trainer = make_trainer(tmp_path, config)
+    before = parameters(trainer.model)
+    trainer.run()
+    for name, after in parameters(trainer.model).items():
+        step = after - before[name]
+        if step.ndim == 2 and name.endswith(".weight"):
+            values = np.linalg.svd(step, compute_uv=False)
+            assert values[0] < 4 * values[values > 0.03 * values[0]].min(), name
+        elif np.abs(step).max() > 0:  # AdamW's first step is the learning rate everywhere
+            assert np.median(np.abs(step)) <= 2.1e-3, name
 
 
 @pytest.mark.parametrize("change", [{"learning_rate": 0.5}, {"seed": 1}, {"iterations": 9}])
