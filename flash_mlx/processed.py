@@ -60,6 +60,7 @@ class ProcessedCache:
             raise ValueError("Rows can be committed after a tree was verified; there was none.")
         self.cache.commit(rows)
         self.text = mx.concatenate([self.text, self.tree.tokens[mx.array(tuple(rows))]])
+        mx.async_eval(self.text)  # biases alone do not read it, and it would grow a graph
 
 
 class ProcessedTarget:

@@ -1,5 +1,6 @@
 """Which tokens each row's penalties count, and what else happens to the target's logits."""
 
+import io
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -53,12 +54,12 @@ def test_a_text_may_begin_with_the_tree() -> None:
         # In this order: bias, repetition, presence, frequency.
         (
             {
-                "logit_bias": {0: -3.0, 3: 1.0},
+                "logit_bias": {0: -1.0, 3: 1.0},
                 "repetition_penalty": 2.0,
                 "presence_penalty": 0.25,
                 "frequency_penalty": 0.5,
             },
-            [-3.25, -2.75, 3.0, 2.0],
+            [-0.75, -2.75, 3.0, 2.0],
         ),
     ],
 )
@@ -68,6 +69,26 @@ def test_what_each_setting_does(settings: dict[str, Any], expected: list[float])
     changed = Penalties(**settings).apply(logits, text, tree)
     assert changed.tolist() == [expected]
     assert logits.tolist() == [[2.0, -1.0, 3.0, 1.0]]
+
+
+@pytest.mark.parametrize("name", ["repetition", "presence", "frequency"])
+def test_each_penalty_has_its_own_window(name: str) -> None:
+    windows = dict.fromkeys(("repetition", "presence", "frequency"), 1) | {name: 3}
+    sizes = {f"{each}_context_size": size for each, size in windows.items()}
+    penalty = Penalties(**{f"{name}_penalty": 2.0}, **sizes)
+    text, tree = mx.array([0, 1, 2]), DraftTree(Topology.chain(0), mx.array([3]))
+    assert penalty.apply(mx.full((1, 5), 4.0), text, tree).tolist() == [[4, 2, 2, 2, 4]]
+
+
+def test_penalties_count_the_prompts_last_token_and_what_follows() -> None:
+    plain = ToyTarget(vocab_size=11)
+    target = ProcessedTarget(plain, Penalties(frequency_penalty=1.0))
+    cache = target.make_cache()
+    lost = plain.read([4, 7, 4]) - target.prefill(Prompt((4, 7, 4)), cache).logits
+    np.testing.assert_allclose(lost[-1], [0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0], atol=1e-5)
+    tree = DraftTree(Topology.chain(1), mx.array([4, 2], dtype=mx.int32))
+    lost = plain.read([4, 7, 4, 4, 2])[-2:] - target.verify(tree, cache).logits
+    np.testing.assert_allclose(lost[1], [0, 0, 1, 0, 2, 0, 0, 0, 0, 0, 0], atol=1e-5)
 
 
 def test_the_type_of_the_logits_stays() -> None:
@@ -169,6 +190,19 @@ def test_what_is_no_processor_is_refused() -> None:
     target = ProcessedTarget(ToyTarget(vocab_size=11), Penalties(), [lambda _, x: x[0]])
     with pytest.raises(ValueError, match=r"\(1, 11\); got \(11,\)"):
         target.prefill(Prompt((1,)), target.make_cache())
+
+
+def test_a_text_that_nobody_reads_grows_no_graph() -> None:
+    target = ProcessedTarget(ToyTarget(vocab_size=11), Penalties(logit_bias={1: 1.0}))
+    cache = target.make_cache()
+    target.prefill(Prompt((1, 2)), cache)
+    for _ in range(5):
+        target.verify(TREE, cache)
+        cache.commit((0, 1))
+    drawing = io.StringIO()
+    mx.export_to_dot(drawing, cache.text)
+    assert "Concatenate" not in drawing.getvalue()
+    assert cache.text.tolist() == [1, 2, *5 * [5, 3]]
 
 
 def test_everything_else_is_the_targets() -> None:
