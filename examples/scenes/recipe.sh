@@ -28,4 +28,5 @@ for first in 50000000 50100000; do
     python answers.py --model "$runs/target" --output "$runs/answers.jsonl" --scenes 720 --first "$first"
 done
 python train_drafter.py --model "$runs/target" --answers "$runs/answers.jsonl" --output "$runs/drafter" \
-    --train '{"iterations": 900, "batch_size": 12, "learning_rate": 0.002, "validate_every": 300}'
+    --train '{"iterations": 900, "batch_size": 12, "learning_rate": 0.002, "optimizer": "adamw",
+        "validate_every": 300}'

@@ -19,29 +19,25 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from flash_mlx.draft.ngram import NgramRule, Text
+
+RULE = NgramRule(min_n=2, max_n=3, occurrence="earliest", drafts_per_match=None)  # vLLM's
 MAX_DRAFTS = 10
-
-
-def lookup(context: list[int]) -> list[int]:
-    """What followed the earliest match of the last three tokens, else of the last two."""
-    for size in (3, 2):
-        pattern = context[-size:]
-        for start in range(len(context) - size):
-            if context[start : start + size] == pattern:
-                return context[start + size : start + size + MAX_DRAFTS]
-    return []
 
 
 def accepted_per_round(prompt: list[int], answer: list[int]) -> tuple[int, int]:
     """Drafts accepted and rounds, if n-gram lookup drafts this greedy answer."""
+    text = Text(RULE, (*prompt, *answer[:1]))
     done, accepted, rounds = 1, 0, 0
     while done < len(answer):
-        drafts = lookup(prompt + answer[:done])
+        drafts = text.continuation(MAX_DRAFTS)
         hits = 0
         while (
             hits < len(drafts) and done + hits < len(answer) and drafts[hits] == answer[done + hits]
         ):
             hits += 1
+        for token in answer[done : done + hits + 1]:
+            text.append(token)
         rounds, accepted, done = rounds + 1, accepted + hits, done + hits + 1
     return accepted, rounds
 
