@@ -1,9 +1,9 @@
 """Cheaper transcendental functions for training on a CPU, with hand-written gradients.
 
-MLX's CPU `exp` costs about 12 ns an element, as much as 600 multiply-adds of a matrix product, so a
-small model's training time goes into softmax and SiLU. A polynomial `exp` (relative error 4e-6) and a
-rational `sigmoid` (absolute error 1e-6), fused by `mx.compile`, cost a third. Inference uses MLX's
-own.
+MLX's CPU `exp` costs about 12 ns an element, as much as 600 multiply-adds of a matrix product, so
+a small model's training time goes into softmax and SiLU. A polynomial `exp` (relative error 4e-6)
+and a rational `sigmoid` (absolute error 1e-6), fused by `mx.compile`, cost a third. Inference uses
+MLX's own.
 
 Shapes:
     Elementwise functions take any shape. Attention: [..., L, D] queries, [..., S, D] keys and
