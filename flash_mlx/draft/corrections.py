@@ -6,7 +6,7 @@ the slots already say.
 
 Shapes:
     k: slots.    D: hidden size.    V: vocabulary.    W: width of the recurrence.    r: rank.
-    ...: any leading axes.
+    n: rows corrected at once.    ...: any leading axes.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ class Recurrence(nn.Module):
         return share + self.slot_bias[: outputs.shape[-2]]
 
     def step(self, share: mx.array, state: mx.array | None) -> mx.array:
-        """Return h_i, [..., W].
+        """Return h_i, [n, W].
 
         Args:
-            share: [..., 2W] of token and slot in z_i.
-            state: [..., W] h_{i-1}; None at slot 1.
+            share: [n, 2W] of token and slot in z_i.
+            state: [n, W] h_{i-1}; None at slot 1.
         """
         if state is not None:
             share = mx.addmm(share, state, self.of_state.weight.T)

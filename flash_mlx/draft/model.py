@@ -130,28 +130,30 @@ class FlashModel(nn.Module):
         """Return the slots' outputs once the tokens before them are known.
 
         Args:
-            outputs: [..., k, D] of the slots.
-            embeddings: [..., k - 1, D] of the tokens of slots 0 to k - 2.
+            outputs: [n, k, D] of the slots.
+            embeddings: [n, k - 1, D] of the tokens of slots 0 to k - 2.
 
         Returns:
-            [..., k, D]; slot 0 as it was.
+            [n, k, D]; slot 0 as it was.
         """
-        rows = [outputs[..., :1, :]]
-        later, state = outputs[..., 1:, :], None
+        later, num_later = outputs[..., 1:, :], outputs.shape[-2] - 1
+        if num_later == 0:
+            return outputs
+        deltas: list[mx.array] = []
         if self.config.recurrent_size:
             shares = self.recurrence.own(later) + self.recurrence.heard(embeddings)
+            state: mx.array | None = None
+            for share in mx.split(shares, num_later, axis=-2):
+                state = self.recurrence.step(share.squeeze(-2), state)
+                deltas.append(state)
+            delta = self.recurrence.up(mx.stack(deltas, axis=-2))
         else:
             pairs = mx.concatenate([mx.cumsum(embeddings, axis=-2), later], axis=-1)
-        for slot in range(later.shape[-2]):
-            here = slice(slot, slot + 1)
-            if self.config.recurrent_size:
-                state = self.recurrence.step(shares[..., here, :], state)
-                delta = self.recurrence.up(state)
-            else:
-                down, relu, up = self.hydra_projs[slot]
-                delta = up(relu(down(pairs[..., here, :])))
-            rows.append(later[..., here, :] + delta)
-        return mx.concatenate(rows, axis=-2)
+            for layers, pair in zip(self.hydra_projs, mx.split(pairs, num_later, -2), strict=True):
+                down, relu, up = layers
+                deltas.append(up(relu(down(pair))))
+            delta = mx.concatenate(deltas, axis=-2)
+        return mx.concatenate([outputs[..., :1, :], later + delta], axis=-2)
 
     def __call__(self, sequence: mx.array, base: mx.array, hidden: mx.array) -> mx.array:
         """Return the slots of many base rows at once.
