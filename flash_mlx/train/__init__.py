@@ -1,9 +1,9 @@
-"""Training a drafter on what its target says: `data`, `features`, `losses`, `trainer`."""
+"""Training a drafter on what its target says: `data`, `teacher`, `losses`, `trainer`."""
 
 from flash_mlx.train.config import TrainConfig
 from flash_mlx.train.data import Batch, Example, collate
-from flash_mlx.train.features import Teacher
 from flash_mlx.train.losses import LossWeights
+from flash_mlx.train.teacher import Teacher
 from flash_mlx.train.trainer import Trainer, TrainingCallback
 
 __all__ = [

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -20,7 +20,8 @@ class TrainConfig:
 
     Attributes:
         iterations: Steps in all.
-        batch_size: Examples a step.
+        batch_size: Examples of a batch.
+        accumulate: Batches of a step; their gradients are averaged.
         optimizer: `muon` moves the layers' matrices by Muon, at ten times the learning rate, and
             all else by AdamW; `adamw` moves everything by AdamW. Muon learns more in as many steps
             (measured).
@@ -33,7 +34,12 @@ class TrainConfig:
         ema_decay: Of the averaged weights, which are what is saved; less in the first steps.
         hidden_noise: Half-width of uniform noise on the target's hidden states, for texts of 512
             rows; longer texts get less in proportion (published: 0.1).
+        rollout: Further passes in which the drafter reads its own predictions in place of the
+            target's hidden states of the answer: see `teacher.rolled_out`.
+        order: `mixed` draws all examples alike; `text_first` begins with those without pictures,
+            and from half-way on draws a growing share of those with.
         losses: Shares of the objectives.
+        dtype: What a step computes in. Weights, averages and moments are float32 in any case.
         compile: Whether the step is compiled. On a CPU that costs seconds at each new shape and
             gains nothing (measured).
         chunk: Base rows whose logits are in memory at a time.
@@ -41,10 +47,14 @@ class TrainConfig:
         report_every: Steps between two reports.
         save_every: Steps between two checkpoints; the last step has one in any case.
         validate_every: Steps between two validations; 0: only after the last step.
+        best_by: What `validate` measures by which the best weights are kept, more being better;
+            empty: the last are kept.
+        patience: Validations in a row without a better one that end the run; 0: none do.
     """
 
     iterations: int = 1000
     batch_size: int = 16
+    accumulate: int = 1
     optimizer: Literal["muon", "adamw"] = "muon"
     learning_rate: float = 2e-3
     final_learning_rate: float = 0.05
@@ -54,13 +64,101 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     ema_decay: float = 0.99
     hidden_noise: float = 0.0
+    rollout: int = 0
+    order: Literal["mixed", "text_first"] = "mixed"
     losses: LossWeights = field(default_factory=LossWeights)
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False
     chunk: int = 4096
     seed: int = 0
     report_every: int = 10
     save_every: int = 100
     validate_every: int = 0
+    best_by: str = ""
+    patience: int = 0
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ValueError: If a value is out of its range.
+        """
+        whole = {"warmup": 0, "rollout": 0, "validate_every": 0, "patience": 0, "seed": 0}
+        whole |= dict.fromkeys(
+            ("iterations", "batch_size", "accumulate", "chunk", "report_every", "save_every"), 1
+        )
+        for name, least in whole.items():
+            value = vars(self)[name]
+            if type(value) is not int or not least <= value < 2**31:
+                raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}.")
+        for name in ("learning_rate", "max_grad_norm"):
+            if not 0 < vars(self)[name] < float("inf"):
+                raise ValueError(f"{name} must be a number above 0; got {vars(self)[name]!r}.")
+        for name, known in _CHOICES.items():
+            if vars(self)[name] not in known:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}; got {vars(self)[name]!r}."
+                )
+
+
+_CHOICES = {
+    "optimizer": ("muon", "adamw"),
+    "order": ("mixed", "text_first"),
+    "dtype": ("float32", "bfloat16", "float16"),
+}
+_EAGLE_LOSSES = LossWeights(hidden=1.0, distribution=0.1, slot_decay=1.0)
+
+# What the methods publish, as far as this trainer has it: all decay by a cosine here, and clip the
+# gradient's norm where they clip its values.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "ours": {},
+    # Source: FLASH, arXiv 2505.12728, and its published code.
+    "flash": {
+        "optimizer": "adamw",
+        "learning_rate": 1e-4,
+        "weight_decay": 0.05,
+        "max_grad_norm": 0.5,
+        "hidden_noise": 0.1,
+        "losses": _EAGLE_LOSSES,
+    },
+    # Source: MSD, arXiv 2505.14260: text alone, then a growing share of pictures.
+    "msd": {
+        "optimizer": "adamw",
+        "learning_rate": 5e-5,
+        "weight_decay": 0.0,
+        "max_grad_norm": 0.5,
+        "hidden_noise": 0.1,
+        "order": "text_first",
+        "losses": _EAGLE_LOSSES,
+    },
+    # Source: ViSpec, arXiv 2509.15235, second stage: the guard against reading the next token off
+    # the target's own hidden state is the pass over the drafter's predictions.
+    "vispec": {
+        "optimizer": "adamw",
+        "learning_rate": 3e-6,
+        "max_grad_norm": 0.5,
+        "hidden_noise": 0.1,
+        "rollout": 1,
+        "losses": LossWeights(
+            hidden=0.0, distribution=0.0, variation=20.0, ranking=0.1, slot_decay=1.0
+        ),
+    },
+}
+
+
+def preset(name: str, **changes: Any) -> TrainConfig:
+    """Return the settings of a method.
+
+    Args:
+        name: `ours`, `flash`, `msd` or `vispec`.
+        changes: Settings that differ.
+
+    Raises:
+        ValueError: If there is no such method, or a value is out of its range.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"A preset must be one of {', '.join(PRESETS)}; got {name!r}.")
+    return TrainConfig(**(dict(PRESETS[name]) | changes))
 
 
 def make_optimizer(config: TrainConfig) -> optim.Optimizer:

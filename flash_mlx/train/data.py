@@ -137,40 +137,6 @@ def collate(examples: Sequence[Example], num_latents: int, block_size: int) -> B
     return Batch(tuple(examples), tokens, inputs)
 
 
-class Epochs:
-    """The order of the examples, a function of the seed alone, so that it need not be saved.
-
-    Batches hold examples of similar length, in random order.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
-        """Remember what the order depends on.
-
-        Args:
-            lengths: Of each example.
-            batch_size: Examples in a batch; all of them, if there are fewer.
-            seed: Of the order.
-        """
-        self._lengths, self._seed = np.array(lengths), seed
-        self._batch_size = min(batch_size, len(lengths))
-        self._epoch, self._batches = -1, np.zeros((0, self._batch_size), dtype=np.int64)
-
-    def __getitem__(self, step: int) -> list[int]:
-        """Return the examples of a step; an epoch may leave out less than a batch of them."""
-        epoch, place = divmod(step, len(self._lengths) // self._batch_size)
-        if epoch != self._epoch:
-            rng = np.random.default_rng((self._seed, epoch))
-            chosen = rng.permutation(len(self._lengths))
-            # Alike in length, but not always with the same neighbours: a little noise.
-            noise = rng.uniform(0.9, 1.1, len(chosen))
-            chosen = chosen[: len(chosen) // self._batch_size * self._batch_size]
-            chosen = chosen[np.argsort(self._lengths[chosen] * noise[chosen], kind="stable")]
-            batches = chosen.reshape(-1, self._batch_size)
-            self._epoch, self._batches = epoch, rng.permutation(batches)
-        indices: list[int] = self._batches[place].tolist()
-        return indices
-
-
 def fingerprint(examples: Sequence[Example]) -> int:
     """Return a number that other examples, or the same in another order, hardly have."""
     check = 0

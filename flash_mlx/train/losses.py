@@ -1,7 +1,8 @@
 """Objectives, each a function of one slot's output and what the target said there.
 
 Shapes:
-    n: base rows.    k: slots.    D: hidden size.    V: vocabulary.    ...: any leading axes.
+    n: base rows.    k: slots.    D: hidden size.    V: vocabulary.    m: tokens in order.
+    ...: any leading axes.
 """
 
 from __future__ import annotations
@@ -14,44 +15,47 @@ import mlx.core as mx
 from flash_mlx.draft import FlashModel
 from flash_mlx.train.data import Inputs
 
+RANKED = 10  # tokens that `list_mle` puts in order
+
 
 @dataclass(frozen=True)
 class LossWeights:
     """The share of each objective; those of weight 0 are not computed.
 
     Attributes:
-        features: Of `smooth_l1`.
+        hidden: Of `smooth_l1`.
         distribution: Of `soft_cross_entropy`.
         argmax: Of `argmax_cross_entropy`.
         acceptance: Of `negative_log_acceptance`.
+        variation: Of `total_variation`.
+        hybrid: Of `hybrid_acceptance`.
+        ranking: Of `list_mle`.
         slot_decay: Slot i counts `slot_decay ** i`.
         until_fail: Whether a slot counts only if the target agrees with all slots before it,
             because only then is it looked at.
     """
 
-    features: float = 0.1
+    hidden: float = 0.1
     distribution: float = 1.0
     argmax: float = 0.0
     acceptance: float = 0.0
+    variation: float = 0.0
+    hybrid: float = 0.0
+    ranking: float = 0.0
     slot_decay: float = 0.9
     until_fail: bool = False
 
-    @classmethod
-    def published(cls) -> LossWeights:
-        """Return those of FLASH: features 1, distribution 0.1, all slots alike."""
-        return cls(features=1.0, distribution=0.1, slot_decay=1.0)
 
-
-def smooth_l1(output: mx.array, feature: mx.array) -> mx.array:
-    """Return the mean over D of d^2 / 2 where d = |output - feature| < 1, else d - 1/2.
+def smooth_l1(output: mx.array, taught: mx.array) -> mx.array:
+    """Return the mean over D of d^2 / 2 where d = |output - taught| < 1, else d - 1/2.
 
     Args:
         output: [..., D] the drafter's.
-        feature: [..., D] the target's hidden at the row that output stands for.
+        taught: [..., D] the target's hidden at the row that output stands for.
 
     Source: FLASH, arXiv 2505.12728, L_reg (as EAGLE, arXiv 2401.15077).
     """
-    distance = mx.abs(output - feature)
+    distance = mx.abs(output.astype(mx.float32) - taught.astype(mx.float32))
     return mx.where(distance < 1, 0.5 * distance * distance, distance - 0.5).mean(axis=-1)
 
 
@@ -73,22 +77,80 @@ def argmax_cross_entropy(logits: mx.array, best: mx.array) -> mx.array:
     return mx.logsumexp(logits, axis=-1) - chosen
 
 
+def overlap(logits: mx.array, p: mx.array) -> mx.array:
+    """Return sum_x min(p(x), q(x)), the chance that a draft drawn from q is accepted.
+
+    Args, shapes: see `soft_cross_entropy`.
+
+    Source: Leviathan et al. 2023, corollary 3.6.
+    """
+    return mx.minimum(p, mx.softmax(logits, axis=-1)).sum(axis=-1)
+
+
 def negative_log_acceptance(logits: mx.array, p: mx.array) -> mx.array:
-    """Return -log sum_x min(p(x), q(x)), of the chance that a draft drawn from q is accepted.
+    """Return -log sum_x min(p(x), q(x)), by the chance that a draft drawn from q is accepted.
 
     Args, shapes: see `soft_cross_entropy`.
 
     Source: LK losses, arXiv 2602.23881.
     """
-    overlap = mx.minimum(p, mx.softmax(logits, axis=-1)).sum(axis=-1)
-    return -mx.log(mx.maximum(overlap, 1e-6))
+    return -mx.log(mx.maximum(overlap(logits, p), 1e-6))
+
+
+def total_variation(logits: mx.array, p: mx.array) -> mx.array:
+    """Return sum_x |p(x) - q(x)| / 2, the chance that a draft drawn from q is refused.
+
+    Args, shapes: see `soft_cross_entropy`.
+
+    Source: ViSpec, arXiv 2509.15235 (twice this, with weight 10).
+    """
+    return 0.5 * mx.abs(mx.softmax(logits, axis=-1) - p).sum(axis=-1)
+
+
+def hybrid_acceptance(logits: mx.array, p: mx.array) -> mx.array:
+    """Return w KL(p || q) + (1 - w) TV(p, q) with w = exp(-3 a), a = sum_x min(p(x), q(x)).
+
+    While few drafts are accepted this is the divergence, whose gradient does not vanish; later it
+    is the chance of a refusal. No gradient flows through w.
+
+    Args, shapes: see `soft_cross_entropy`.
+
+    Source: LK losses, arXiv 2602.23881.
+    """
+    share = mx.stop_gradient(mx.exp(-3 * overlap(logits, p)))
+    entropy = -(p * mx.log(mx.maximum(p, 1e-30))).sum(axis=-1)
+    divergence = soft_cross_entropy(logits, p) - entropy
+    return share * divergence + (1 - share) * total_variation(logits, p)
+
+
+def list_mle(logits: mx.array, order: mx.array) -> mx.array:
+    """Return -sum_i (z_i - log sum_{j >= i} exp z_j), z the drafter's logits in the given order.
+
+    That is the negative log-likelihood of the order when tokens are drawn one by one.
+
+    Args:
+        logits: [..., V] the drafter's.
+        order: [..., m] the target's m most likely tokens, the likeliest first.
+
+    Source: ListMLE, Xia et al. 2008; with m = 10 in ViSpec, arXiv 2509.15235.
+    """
+    z = mx.take_along_axis(logits, order, axis=-1)
+    return (mx.logcumsumexp(z, axis=-1, reverse=True) - z).sum(axis=-1)
+
+
+def likeliest(logits: mx.array, count: int) -> mx.array:
+    """Return the `count` most likely tokens of each row, [..., count], the likeliest first."""
+    count = min(count, logits.shape[-1])
+    some = mx.argpartition(-logits, count - 1, axis=-1)[..., :count]
+    rank = mx.argsort(-mx.take_along_axis(logits, some, axis=-1), axis=-1)
+    return mx.take_along_axis(some, rank, axis=-1)
 
 
 def objective(
     model: FlashModel,
     inputs: Inputs,
     outputs: mx.array,
-    features: mx.array,
+    taught: mx.array,
     lm_head: Callable[[mx.array], mx.array],
     weights: LossWeights,
     chunk: int = 4096,
@@ -101,8 +163,8 @@ def objective(
     Args:
         model: The drafter.
         inputs: The batch.
-        outputs: [n, k, D] from `features.slot_outputs`.
-        features: [n, D] the target's hidden at `inputs.teacher_rows`.
+        outputs: [n, k, D] from `teacher.slot_outputs`.
+        taught: [n, D] the target's hidden at `inputs.teacher_rows`.
         lm_head: The target's.
         weights: Shares of the objectives.
         chunk: Most base rows at a time.
@@ -111,9 +173,10 @@ def objective(
         Scalar loss, a weighted mean over slots; [k + 1] float32 sums over base rows: how often
         all slots up to i agree, and last the number of base rows.
     """
-    features = mx.stop_gradient(features)
-    target_logits = mx.stop_gradient(lm_head(features).astype(mx.float32))
+    taught = mx.stop_gradient(taught)
+    target_logits = mx.stop_gradient(lm_head(taught).astype(mx.float32))
     p, best = mx.softmax(target_logits, axis=-1), mx.argmax(target_logits, axis=-1)
+    order = likeliest(target_logits, RANKED) if weights.ranking else best[:, None]
     decay = mx.power(weights.slot_decay, mx.arange(outputs.shape[1]))
 
     # Whatever gradients flow to is an argument: mx.checkpoint sees nothing else.
@@ -122,13 +185,13 @@ def objective(
     ) -> tuple[mx.array, mx.array, mx.array]:
         """Return the sum of the losses, that of their shares, and of agreement."""
         teacher, mask = mx.stop_gradient(teacher), mx.stop_gradient(mask)
-        logits = _slot_logits(rows, lm_head, *markov)
+        logits = _slot_logits(rows.astype(taught.dtype), lm_head, *markov)
         so_far = mx.cumprod((mx.argmax(logits, axis=-1) == best[teacher]) * mask, axis=1)
         share = mask * decay
         if weights.until_fail:
             share = mx.concatenate([share[:, :1], share[:, 1:] * so_far[:, :-1]], axis=1)
         share = mx.stop_gradient(share)
-        loss = _losses(rows, logits, features[teacher], p[teacher], best[teacher], weights)
+        loss = _losses(rows, logits, taught[teacher], p[teacher], order[teacher], weights)
         return (loss * share).sum(), share.sum(), mx.stop_gradient(so_far.sum(axis=0))
 
     num_rows = outputs.shape[0]
@@ -167,9 +230,9 @@ def _slot_logits(
 def _losses(
     rows: mx.array,
     logits: mx.array,
-    features: mx.array,
+    taught: mx.array,
     p: mx.array,
-    best: mx.array,
+    order: mx.array,
     weights: LossWeights,
 ) -> mx.array:
     """Return the weighted sum of the objectives of each slot, [n, k] float32.
@@ -177,18 +240,24 @@ def _losses(
     Args:
         rows: [n, k, D] the drafter's.
         logits: [n, k, V] of these rows.
-        features: [n, k, D] the target's hidden at the rows that they stand for.
+        taught: [n, k, D] the target's hidden at the rows that they stand for.
         p: [n, k, V] the target's distribution there.
-        best: [n, k] its most likely token.
+        order: [n, k, m] its most likely tokens, the likeliest first.
         weights: Shares of the objectives.
     """
-    loss = mx.zeros(best.shape)
-    if weights.features:
-        loss = loss + weights.features * smooth_l1(rows, features)
+    loss = mx.zeros(order.shape[:-1])
+    if weights.hidden:
+        loss = loss + weights.hidden * smooth_l1(rows, taught)
     if weights.distribution:
         loss = loss + weights.distribution * soft_cross_entropy(logits, p)
     if weights.argmax:
-        loss = loss + weights.argmax * argmax_cross_entropy(logits, best)
+        loss = loss + weights.argmax * argmax_cross_entropy(logits, order[..., 0])
     if weights.acceptance:
         loss = loss + weights.acceptance * negative_log_acceptance(logits, p)
+    if weights.variation:
+        loss = loss + weights.variation * total_variation(logits, p)
+    if weights.hybrid:
+        loss = loss + weights.hybrid * hybrid_acceptance(logits, p)
+    if weights.ranking:
+        loss = loss + weights.ranking * list_mle(logits, order)
     return loss

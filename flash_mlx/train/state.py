@@ -29,11 +29,15 @@ class RunState:
         step: Steps done.
         run: Settings that must be the same when it goes on, as JSON values.
         arrays: For each group (`model`, ...), its arrays by dotted name.
+        best: The best that was measured; None if nothing was.
+        worse: Measurements since.
     """
 
     step: int
     run: Mapping[str, object]
     arrays: Mapping[str, Mapping[str, mx.array]]
+    best: float | None = None
+    worse: int = 0
 
     def save(self, folder: Path) -> None:
         """Replace the folder's state.
@@ -46,7 +50,8 @@ class RunState:
             for group, values in self.arrays.items()
             for name, value in values.items()
         }
-        notes = {"step": str(self.step), "run": json.dumps(self.run)}
+        progress = {"step": self.step, "best": self.best, "worse": self.worse}
+        notes = {"progress": json.dumps(progress), "run": json.dumps(self.run)}
         with replacing(folder / STATE) as file:
             mx.save_safetensors(str(file), arrays, metadata=notes)
 
@@ -69,6 +74,8 @@ class RunState:
         arrays, notes = cast(
             tuple[dict[str, mx.array], dict[str, str]], mx.load(str(file), return_metadata=True)
         )
+        if not {"run", "progress"} <= notes.keys():
+            raise ValueError(f"{file} must be the state of a run of this version of flash-mlx.")
         theirs = json.loads(notes["run"])
         if different := sorted(name for name in run if run[name] != theirs.get(name)):
             changes = ", ".join(f"{n} ({theirs.get(n)}, now {run[n]})" for n in different)
@@ -80,7 +87,8 @@ class RunState:
         for name, value in arrays.items():
             group, _, rest = name.partition(".")
             groups.setdefault(group, {})[rest] = value
-        return cls(int(notes["step"]), theirs, groups)
+        progress = json.loads(notes["progress"])
+        return cls(progress["step"], theirs, groups, progress["best"], progress["worse"])
 
 
 def log_metrics(folder: Path, info: Mapping[str, object]) -> None:

@@ -1,9 +1,10 @@
-"""The training loop: one step, checkpoints that resume exactly, metrics as JSONL.
+"""The training loop: checkpoints that resume exactly, the best weights kept, metrics as JSONL.
 
 The output folder is a drafter at every save: `config.json` and `model.safetensors` with the
-averaged weights. Beside them stand `training.safetensors`, all that is needed to go on, and
-`metrics.jsonl`. What happens at a step depends on the seed and the step's number alone, so a run
-that is stopped and resumed ends with the same weights as one that was not.
+averaged weights, the best that were measured or else the last. Beside them stand
+`training.safetensors`, all that is needed to go on, and `metrics.jsonl`. What happens at a step
+depends on the seed and the step's number alone, so a run that is stopped and resumed ends with the
+same weights as one that was not.
 
 Nothing is printed here; progress goes to a callback with the two methods of mlx-lm's.
 """
@@ -18,17 +19,16 @@ from pathlib import Path
 from typing import cast
 
 import mlx.core as mx
-import mlx.nn as nn
-import mlx.optimizers as optim
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_map, tree_unflatten
 
 from flash_mlx.checkpoint import save_drafter
 from flash_mlx.draft import FlashModel
 from flash_mlx.train.config import TrainConfig, make_optimizer, schedule
-from flash_mlx.train.data import Batch, Epochs, Example, Inputs, collate, fingerprint
-from flash_mlx.train.features import Teacher, slot_outputs
-from flash_mlx.train.losses import objective
+from flash_mlx.train.data import Batch, Example, collate, fingerprint
+from flash_mlx.train.order import Epochs, TextFirst
 from flash_mlx.train.state import RunState, flat, forget_metrics_after, log_metrics
+from flash_mlx.train.step import Step
+from flash_mlx.train.teacher import Teacher
 
 
 class TrainingCallback:
@@ -47,6 +47,8 @@ class Trainer:
     Attributes:
         model: The drafter, being trained.
         step: Steps done.
+        best: The best that was measured, by `config.best_by`; None before the first measurement
+            and where nothing was asked for.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class Trainer:
             validate: Measures a model with the averaged weights.
 
         Raises:
-            ValueError: If no example is left.
+            ValueError: If no example is left, or the order asks for some that there are not.
         """
         self.model, self.config, self.output, self.step = model, config, output, 0
         self._teacher, self._target_info = teacher, dict(target_info or {})
@@ -86,14 +88,17 @@ class Trainer:
                 f"Training needs answers of two tokens or more; none of the {len(examples)} "
                 "examples has one."
             )
-        lengths = [len(example.tokens) for example in self._examples]
-        self._epochs = Epochs(lengths, config.batch_size, config.seed)
+        self._order = self._make_order()
         self._optimizer = make_optimizer(config)
         self._optimizer.init(model.trainable_parameters())
         self._ema = {name: mx.array(value) for name, value in flat(model.parameters()).items()}
         mx.eval(model.parameters(), self._optimizer.state, self._ema)
-        self._step = self._make_step()
+        self._step = Step(model, teacher, self._optimizer, self._ema, config)
+        self.best: float | None = None
+        self._worse = 0  # validations since the best one
         self._sums: list[tuple[mx.array, mx.array, mx.array]] = []
+        self._target_seconds, self._rows = 0.0, 0  # since the last report
+        self._ahead: tuple[int, list[Batch]] = (-1, [])
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
         """Train up to the last step, or until told to stop; either ends with a checkpoint.
@@ -102,14 +107,14 @@ class Trainer:
             should_stop: Asked after each step: a deadline, a signal.
 
         Returns:
-            Whether the last step was reached.
+            Whether the run is finished.
 
         Raises:
             ValueError: If the loss is no longer a number; the last checkpoint is good.
             OSError: If the output cannot be written.
         """
         config, stopped, since = self.config, False, time.perf_counter()
-        while self.step < config.iterations and not stopped:
+        while not self.finished and not stopped:
             self._sums.append(self._train_step())
             self.step += 1
             stopped = should_stop()
@@ -118,15 +123,19 @@ class Trainer:
                 now = time.perf_counter()
                 self._report(now - since)
                 since = now
-            if last or self.step % config.save_every == 0:
-                self.save()
             due = config.validate_every and self.step % config.validate_every == 0
             if self._validate and (due or self.step == config.iterations):
-                info = {"iteration": self.step, **self._validate(self.averaged())}
-                log_metrics(self.output, {"kind": "validation", **info})
-                self._callback.on_val_loss_report(dict(info))
+                self._measure(self._validate)
                 since = time.perf_counter()
-        return self.step == config.iterations
+            if last or self.finished or self.step % config.save_every == 0:
+                self.save()
+        return self.finished
+
+    @property
+    def finished(self) -> bool:
+        """Whether the last step was done, or the drafter no longer gets better."""
+        patience = self.config.patience
+        return self.step >= self.config.iterations or bool(patience and self._worse >= patience)
 
     def averaged(self) -> FlashModel:
         """Return a model with the averaged weights."""
@@ -135,17 +144,16 @@ class Trainer:
         return model
 
     def save(self) -> None:
-        """Write the drafter, and the state that `resume` reads.
+        """Write the state that `resume` reads, and the drafter, unless a better one is there.
 
         Raises:
             OSError: If the output cannot be written; what was there is intact.
         """
-        training = {"steps": self.step, **asdict(self.config)}
-        metadata = {"target": self._target_info, "training": training}
-        save_drafter(self.averaged(), self.output, metadata)
+        if self.best is None:
+            self._save_drafter()
         arrays = {"model": flat(self.model.parameters()), "ema": self._ema}
         arrays["optimizer"] = flat(self._optimizer.state)
-        RunState(self.step, self._run(), arrays).save(self.output)
+        RunState(self.step, self._run(), arrays, self.best, self._worse).save(self.output)
 
     def resume(self) -> int:
         """Go on from the checkpoint in the output folder.
@@ -162,65 +170,81 @@ class Trainer:
         self.model.update(tree_unflatten(list(state.arrays["model"].items())))
         self._optimizer.state = tree_unflatten(list(state.arrays["optimizer"].items()))
         self._ema = dict(state.arrays["ema"])
+        self.best, self._worse = state.best, state.worse
         mx.eval(self.model.parameters(), self._optimizer.state, self._ema)
-        self._step = self._make_step()
+        self._step = Step(self.model, self._teacher, self._optimizer, self._ema, self.config)
         forget_metrics_after(self.output, self.step)
         return self.step
 
-    def _make_step(self) -> Callable[..., tuple[mx.array, mx.array]]:
-        """Return the step: inputs, (noisy) hidden, features, number to loss and agreement."""
-        model, optimizer, ema, config = self.model, self._optimizer, self._ema, self.config
+    def _save_drafter(self) -> None:
+        training = {"steps": self.step, **asdict(self.config)}
+        metadata = {"target": self._target_info, "training": training}
+        save_drafter(self.averaged(), self.output, metadata)
 
-        def loss_of(
-            inputs: Inputs, hidden: mx.array, features: mx.array
-        ) -> tuple[mx.array, mx.array]:
-            outputs = slot_outputs(model, inputs, hidden, self._teacher.embed)
-            head, weights = self._teacher.lm_head, config.losses
-            return objective(model, inputs, outputs, features, head, weights, config.chunk)
+    def _measure(self, validate: Callable[[FlashModel], Mapping[str, float]]) -> None:
+        """Measure the averaged weights, and keep them if they are the best."""
+        info = {"iteration": self.step, **validate(self.averaged())}
+        if name := self.config.best_by:
+            value = info[name]
+            self._worse += 1
+            if self.best is None or value > self.best:
+                self.best, self._worse = value, 0
+                self._save_drafter()
+            info["best"] = self.best
+        log_metrics(self.output, {"kind": "validation", **info})
+        self._callback.on_val_loss_report(dict(info))
 
-        gradient = nn.value_and_grad(model, loss_of)
+    def _make_order(self) -> Epochs | TextFirst:
+        config = self.config
+        lengths = [len(example.tokens) for example in self._examples]
+        if config.order == "mixed":
+            return Epochs(lengths, config.batch_size, config.seed)
+        seen = [bool(example.prompt.image_spans) for example in self._examples]
+        num_batches = config.iterations * config.accumulate
+        return TextFirst(lengths, seen, config.batch_size, config.seed, num_batches)
 
-        def step(
-            arrays: dict[str, mx.array], hidden: mx.array, features: mx.array, done: mx.array
-        ) -> tuple[mx.array, mx.array]:
-            (loss, agreed), grads = gradient(Inputs(**arrays), hidden, features)
-            grads, _ = optim.clip_grad_norm(grads, config.max_grad_norm)
-            optimizer.update(model, grads)
-            keep = mx.minimum(config.ema_decay, done / (done + 10))
-            for name, value in flat(model.parameters()).items():
-                ema[name] = keep * ema[name] + (1 - keep) * value
-            return loss, agreed
-
-        if not config.compile:
-            return step
-        state = [model.state, optimizer.state, ema]
-        return mx.compile(step, inputs=state, outputs=state)
+    def _batches(self, step: int) -> list[Batch]:
+        """Return the batches of a step."""
+        if self._ahead[0] == step:
+            return self._ahead[1]
+        sizes, count = self.model.config, self.config.accumulate
+        numbers = range(step * count, (step + 1) * count)
+        chosen = [[self._examples[i] for i in self._order[number]] for number in numbers]
+        return [collate(examples, sizes.num_latents, sizes.block_size) for examples in chosen]
 
     def _train_step(self) -> tuple[mx.array, mx.array, mx.array]:
-        """Return loss, agreement and number of base rows of the next batch, evaluated."""
-        examples = [self._examples[i] for i in self._epochs[self.step]]
-        sizes = self.model.config
-        batch = collate(examples, sizes.num_latents, sizes.block_size)
-        hidden = self._teacher.features(batch)
-        size = hidden.shape[-1]
-        features = hidden.reshape(-1, size)[batch.inputs.teacher_rows]
-        arrays = vars(batch.inputs)
-        loss, agreed = self._step(
-            arrays, self._noisy(hidden, batch), features, mx.array(self.step + 1.0)
-        )
-        mx.eval(loss, agreed, self.model.state, self._optimizer.state, self._ema)
-        if not mx.isfinite(loss).item():
+        """Return loss, agreement and number of base rows of the next step, evaluated."""
+        batches, parts = self._batches(self.step), []
+        for number, batch in enumerate(batches):
+            start = time.perf_counter()
+            hidden = self._teacher.hidden(batch)
+            self._target_seconds += time.perf_counter() - start
+            self._rows += sum(len(example.answer) - 1 for example in batch.examples)
+            taught = hidden.reshape(-1, hidden.shape[-1])[batch.inputs.teacher_rows]
+            noisy = self._noisy(hidden, batch, self.step * len(batches) + number)
+            parts.append(self._step.gradient(vars(batch.inputs), noisy, taught))
+            if len(batches) > 1:
+                mx.eval(parts[-1])  # one batch's activations at a time
+        losses, agreed, gradients = zip(*parts, strict=True)
+        gradient = tree_map(lambda *each: sum(each[1:], start=each[0]) / len(each), *gradients)
+        norm = self._step.update(gradient, mx.array(self.step + 1.0))
+        loss, agreement = sum(losses) / len(losses), sum(agreed)
+        mx.async_eval(loss, agreement, norm, self.model.state, self._optimizer.state, self._ema)
+        if self.step + 1 < self.config.iterations:  # while the device is at work
+            self._ahead = (self.step + 1, self._batches(self.step + 1))
+        if not (mx.isfinite(loss) & mx.isfinite(norm)).item():
             raise ValueError(
-                f"The loss must be a number; it is {loss.item()} at step {self.step}, examples "
-                f"{self._epochs[self.step]}. Lower the learning rate and resume."
+                f"The loss must be a number; it is {loss.item()} at step {self.step}, with a "
+                f"gradient of norm {norm.item()}, at examples "
+                f"{self._order[self.step * len(batches)]}. Lower the learning rate and resume."
             )
-        return loss, agreed[:-1], agreed[-1]
+        return loss, agreement[:-1], agreement[-1]
 
-    def _noisy(self, hidden: mx.array, batch: Batch) -> mx.array:
+    def _noisy(self, hidden: mx.array, batch: Batch, number: int) -> mx.array:
         """Return what the drafter reads: the target's hidden states, with noise if asked for."""
         if not self.config.hidden_noise:
             return hidden
-        key = mx.random.key(self.config.seed + (self.step << 20))
+        key = mx.random.key(self.config.seed + (number << 20))
         lengths = mx.array([len(example.tokens) for example in batch.examples])
         width = self.config.hidden_noise * 512 / lengths[:, None, None]
         return hidden + width * mx.random.uniform(-1, 1, hidden.shape, key=key)
@@ -234,18 +258,20 @@ class Trainer:
             "train_loss": losses.mean().item(),
             "learning_rate": schedule(self.config)(mx.array(self.step - 1)).item(),
             "it_per_second": len(self._sums) / seconds,
+            "tokens_per_second": self._rows / seconds,
+            "target_share": self._target_seconds / seconds,
             "acceptance_by_position": [round(share, 4) for share in shares],
             "estimated_acceptance_length": 1 + sum(shares),
             "peak_memory_gb": mx.get_peak_memory() / 1e9,
         }
-        self._sums = []
+        self._sums, self._rows, self._target_seconds = [], 0, 0.0
         log_metrics(self.output, {"kind": "training", **info})
         self._callback.on_train_loss_report(dict(info))
 
     def _run(self) -> dict[str, object]:
         """Return what must not change when a run is resumed."""
         run = {"drafter": self.model.config.to_dict(), **asdict(self.config)}
-        run["examples"] = fingerprint(self._examples)
+        run |= {"examples": fingerprint(self._examples), "target": self._target_info}
         for name in ("report_every", "save_every", "validate_every"):
             del run[name]
         return cast(dict[str, object], json.loads(json.dumps(run)))

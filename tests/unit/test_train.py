@@ -10,8 +10,7 @@ from mlx.utils import tree_flatten
 from flash_mlx.draft import FlashDrafter
 from flash_mlx.prompt import Prompt
 from flash_mlx.train import Example, LossWeights, Teacher, collate
-from flash_mlx.train.data import Epochs, fingerprint
-from flash_mlx.train.features import slot_outputs
+from flash_mlx.train.data import fingerprint
 from flash_mlx.train.losses import (
     argmax_cross_entropy,
     negative_log_acceptance,
@@ -19,6 +18,8 @@ from flash_mlx.train.losses import (
     smooth_l1,
     soft_cross_entropy,
 )
+from flash_mlx.train.order import Epochs
+from flash_mlx.train.teacher import slot_outputs
 from flash_reference import SMALL, corrected, random_model, softmax
 from toy import ToyTarget
 from training import EXAMPLES, parameters
@@ -57,7 +58,7 @@ def test_training_sees_what_the_cached_drafter_computes(config):
     model = random_model(config)
     drafter = FlashDrafter(model, TARGET.embed, TARGET.lm_head)
     batch = collate(EXAMPLES, config.num_latents, config.block_size)
-    hidden = TEACHER.features(batch)
+    hidden = TEACHER.hidden(batch)
     outputs = slot_outputs(model, batch.inputs, hidden, TARGET.embed)
     place = 0
     for b, one in enumerate(EXAMPLES):
@@ -79,7 +80,7 @@ def test_training_sees_what_the_cached_drafter_computes(config):
 
 def test_slots_are_taught_by_the_rows_that_say_their_tokens():
     batch = collate(EXAMPLES, 2, 3)
-    hidden = TEACHER.features(batch)
+    hidden = TEACHER.hidden(batch)
     taught = hidden.reshape(-1, 16)[batch.inputs.teacher_rows][batch.inputs.teacher]
     place = 0
     for one in EXAMPLES:
@@ -97,7 +98,7 @@ def test_slots_are_taught_by_the_rows_that_say_their_tokens():
 
 def test_the_teacher_reads_prompt_and_answer():
     batch = collate(EXAMPLES, 2, 3)
-    hidden = TEACHER.features(batch)
+    hidden = TEACHER.hidden(batch)
     for b, one in enumerate(EXAMPLES):
         logits = TARGET.lm_head(hidden[b, : len(one.tokens)])
         np.testing.assert_allclose(logits, TARGET.read(one.tokens), atol=1e-4)
@@ -123,7 +124,7 @@ def test_objectives_equal_their_formulas():
 
 def loss_and_gradients(model, weights, chunk=4096):
     batch = collate(EXAMPLES, 2, 3)
-    hidden = TEACHER.features(batch)
+    hidden = TEACHER.hidden(batch)
     features = hidden.reshape(-1, 16)[batch.inputs.teacher_rows]
 
     def loss(inputs):
@@ -139,7 +140,7 @@ def test_the_loss_is_the_weighted_mean_over_slots_that_have_a_token():
     weights = LossWeights(0.3, 0.7, 0.2, 0.1, slot_decay=0.5)
     value, agreed, _ = loss_and_gradients(model, weights)
     batch = collate(EXAMPLES, 2, 3)
-    hidden = TEACHER.features(batch)
+    hidden = TEACHER.hidden(batch)
     outputs = slot_outputs(model, batch.inputs, hidden, TARGET.embed)
     total, share, matches = 0.0, 0.0, np.zeros(3)
     place = 0

@@ -177,12 +177,12 @@ def test_there_must_be_a_run_to_resume(tmp_path):
 def test_a_loss_that_is_no_number_ends_the_run_and_spares_the_checkpoint(tmp_path):
     calls = []
 
-    def features(batch):
+    def read(batch):
         calls.append(batch)
-        hidden = TEACHER.features(batch)
+        hidden = TEACHER.hidden(batch)
         return hidden * mx.nan if len(calls) == 5 else hidden
 
-    trainer = make_trainer(tmp_path, teacher=replace(TEACHER, features=features))
+    trainer = make_trainer(tmp_path, teacher=replace(TEACHER, hidden=read))
     with pytest.raises(ValueError, match="loss must be a number; it is nan at step 4"):
         trainer.run()
     load_model(tmp_path)

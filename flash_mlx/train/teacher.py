@@ -25,13 +25,13 @@ class Teacher:
     """The frozen target as three functions.
 
     Attributes:
-        features: [B, T, D], the LM head's input at every row of a batch; padding may hold
+        hidden: [B, T, D], the LM head's input at every row of a batch; padding may hold
             anything finite. Called outside of the gradient.
         embed: [R] ids -> [R, D].
         lm_head: [R, D] -> [R, V]; gradients pass through it, to the drafter's output.
     """
 
-    features: Callable[[Batch], mx.array]
+    hidden: Callable[[Batch], mx.array]
     embed: Callable[[mx.array], mx.array]
     lm_head: Callable[[mx.array], mx.array]
 
@@ -39,7 +39,7 @@ class Teacher:
     def of(cls, target: Target) -> Teacher:
         """Let a target read one example after the other, as it does when it generates."""
 
-        def features(batch: Batch) -> mx.array:
+        def read(batch: Batch) -> mx.array:
             num_rows = batch.tokens.shape[1]
             rows = []
             for example in batch.examples:
@@ -53,7 +53,7 @@ class Teacher:
                 mx.eval(rows[-1])  # one sequence's activations at a time
             return mx.stack(rows)
 
-        return cls(features, target.embed, target.lm_head)
+        return cls(read, target.embed, target.lm_head)
 
 
 def compress(
@@ -108,3 +108,27 @@ def slot_outputs(
     later = inputs.said[:, 1:]
     said = embed(later.flatten()).reshape(*later.shape, -1)
     return model.correct(outputs, said.astype(outputs.dtype))
+
+
+def rolled_out(inputs: Inputs, hidden: mx.array, outputs: mx.array) -> mx.array:
+    """Return the hidden states as the drafter believes them to be after one more block.
+
+    The row after each base row gets what slot 0 predicted for it; rows of the prompt stay the
+    target's. Drafting again from these rows is drafting a second block before the first was
+    checked, and r such passes are r + 1 blocks. As a hidden state of the target's own text gives
+    its next token away, it also forces the drafter to look at the rest of the context.
+
+    Args:
+        inputs: The batch.
+        hidden: [B, T, D] the target's.
+        outputs: [n, k, D] of the pass before.
+
+    Returns:
+        [B, T, D]; gradients flow to `outputs`.
+
+    Source: ViSpec, arXiv 2509.15235, the extra passes of its second stage; EAGLE-3's training-time
+    test, arXiv 2503.01840, mixes the two kinds of rows instead.
+    """
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    change = (outputs[:, 0].astype(flat.dtype) - flat[inputs.teacher_rows]) * inputs.weight[:, :1]
+    return flat.at[inputs.teacher_rows].add(change.astype(flat.dtype)).reshape(hidden.shape)

@@ -1,0 +1,115 @@
+"""One step: the gradient of a batch, and what is done with it.
+
+Weights, their average and the optimiser's moments are float32, always; what a batch is computed in
+is another matter (`TrainConfig.dtype`): the weights are cast inside of the gradient, which comes
+back in float32.
+
+Shapes: those of `data`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+from mlx.utils import tree_map
+
+from flash_mlx.draft import FlashModel
+from flash_mlx.train.config import TrainConfig
+from flash_mlx.train.data import Inputs
+from flash_mlx.train.losses import objective
+from flash_mlx.train.state import flat
+from flash_mlx.train.teacher import Teacher, rolled_out, slot_outputs
+
+Gradient = tuple[mx.array, mx.array, dict[str, Any]]
+
+
+class Step:
+    """The two halves of a step, as (compiled) functions of arrays.
+
+    Attributes:
+        gradient: Inputs by name, noisy hidden [B, T, D] and what is taught [n, D] -> loss,
+            agreement (see `objective`) and the gradient, a tree like the weights.
+        update: The gradient and the number of this step, from 1 -> the gradient's norm. Moves
+            weights, moments and average.
+    """
+
+    def __init__(
+        self,
+        model: FlashModel,
+        teacher: Teacher,
+        optimizer: optim.Optimizer,
+        ema: dict[str, mx.array],
+        config: TrainConfig,
+    ) -> None:
+        """Build the functions.
+
+        Args:
+            model: The drafter; its weights are changed in place, as are the next two.
+            teacher: The target.
+            optimizer: Holds the moments.
+            ema: The averaged weights by name.
+            config: How to train.
+        """
+        self._model, self._teacher, self._config = model, teacher, config
+        self._optimizer, self._ema = optimizer, ema
+        self._value_and_grad = nn.value_and_grad(model, self._loss)
+        self.gradient: Callable[..., Gradient] = self._gradient
+        self.update: Callable[..., mx.array] = self._update
+        if config.compile:
+            state = [model.state, optimizer.state, ema]
+            # Differentiating puts other arrays in the weights' place, so they are an output too.
+            weights = [model.state]
+            self.gradient = mx.compile(self._gradient, inputs=weights, outputs=weights)
+            self.update = mx.compile(self._update, inputs=state, outputs=state)
+
+    def _gradient(
+        self, arrays: dict[str, mx.array], hidden: mx.array, taught: mx.array
+    ) -> Gradient:
+        (loss, agreed), gradient = self._value_and_grad(Inputs(**arrays), hidden, taught)
+        return loss, agreed, gradient
+
+    def _update(self, gradient: dict[str, Any], number: mx.array) -> mx.array:
+        config = self._config
+        gradient, norm = optim.clip_grad_norm(gradient, config.max_grad_norm)
+        self._optimizer.update(self._model, gradient)
+        keep = mx.minimum(config.ema_decay, number / (number + 10))
+        for name, value in flat(self._model.parameters()).items():
+            self._ema[name] = keep * self._ema[name] + (1 - keep) * value
+        return cast(mx.array, norm)
+
+    def _loss(
+        self, inputs: Inputs, hidden: mx.array, taught: mx.array
+    ) -> tuple[mx.array, mx.array]:
+        """Return the mean loss of all passes, and the agreement of the first."""
+        dtype: mx.Dtype = {
+            "float32": mx.float32,
+            "bfloat16": mx.bfloat16,
+            "float16": mx.float16,
+        }[self._config.dtype]
+        model = self._model
+        weights = model.trainable_parameters()
+        if dtype != mx.float32:
+            model.update(tree_map(lambda weight: weight.astype(dtype), weights))
+        hidden = hidden.astype(dtype)
+        loss, agreed = mx.zeros(()), mx.zeros(())
+        read = hidden
+        for number in range(1 + self._config.rollout):
+            outputs = slot_outputs(model, inputs, read, self._teacher.embed)
+            one, also = objective(
+                model,
+                inputs,
+                outputs,
+                taught,
+                self._teacher.lm_head,
+                self._config.losses,
+                self._config.chunk,
+            )
+            loss, agreed = loss + one, agreed if number else also
+            if number < self._config.rollout:
+                read = rolled_out(inputs, hidden, outputs)
+        model.update(weights)
+        return loss / (1 + self._config.rollout), agreed
