@@ -21,10 +21,11 @@ from flash_mlx.decode import Drafter, NoDrafter, Target, decode
 from flash_mlx.loading import Model, load, with_drafter
 from flash_mlx.penalties import CONTEXT_SIZE, make_penalties
 from flash_mlx.processed import LogitsProcessor, processed
-from flash_mlx.processing import Detokenizer, ImageSource, make_prompt
+from flash_mlx.processing import ImageSource, make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler, make_sampler
 from flash_mlx.stats import GenerationStats
+from flash_mlx.transcript import Transcript, check_stop_strings, hidden_ids
 
 __all__ = [
     "GenerationResponse",
@@ -49,8 +50,8 @@ class GenerationResponse:
     Attributes:
         text: New text; the whole text from `generate`.
         token_ids: New ids, a stop token included; all ids from `generate`.
-        finish_reason: `stop` after a stop token, `length` where the budget or the context ended;
-            None before the end.
+        finish_reason: `stop` after a stop token or a stop string, `length` where the budget or the
+            context ended; None before the end.
         prompt_tokens: Rows of the prompt, visual tokens included.
         visual_tokens: Rows that hold images.
         latents: Rows that the drafter reads in their place.
@@ -98,6 +99,7 @@ def stream_generate(
     repetition_context_size: int = CONTEXT_SIZE,
     presence_context_size: int = CONTEXT_SIZE,
     frequency_context_size: int = CONTEXT_SIZE,
+    stop: str | Sequence[str] | None = None,
     seed: int = 0,
 ) -> Iterator[GenerationResponse]:
     """Answer piece by piece, one for each pass of the target.
@@ -123,6 +125,8 @@ def stream_generate(
         repetition_context_size: Tokens that "lately" means, the prompt's last one included.
         presence_context_size: Likewise.
         frequency_context_size: Likewise.
+        stop: Strings that end the text, which is cut before them; the name of a special token is
+            that token.
         seed: Of the random numbers; the same seed gives the same text.
 
     Returns:
@@ -135,6 +139,7 @@ def stream_generate(
     """
     _require_whole("The number of tokens to generate", max_tokens, 1)
     _require_whole("The seed", seed, 0)
+    strings = check_stop_strings(stop)
     defaults = model.loaded.generation_defaults
     sampler = make_sampler(defaults, temperature, top_p, top_k, min_p)
     penalties = make_penalties(
@@ -148,7 +153,9 @@ def stream_generate(
     )
     target = processed(model.target, penalties, logits_processors or ())
     question = make_prompt(model.loaded, prompt, _images(image), system=system)
-    return _respond(model, target, question, sampler, max_tokens=max_tokens, seed=seed)
+    return _respond(
+        model, target, question, sampler, max_tokens=max_tokens, stop=strings, seed=seed
+    )
 
 
 def generate(
@@ -195,12 +202,19 @@ def _images(image: ImageSource | Sequence[ImageSource] | None) -> Sequence[Image
 
 
 def _respond(
-    model: Model, target: Target, prompt: Prompt, sampler: Sampler, *, max_tokens: int, seed: int
+    model: Model,
+    target: Target,
+    prompt: Prompt,
+    sampler: Sampler,
+    *,
+    max_tokens: int,
+    stop: Sequence[str],
+    seed: int,
 ) -> Iterator[GenerationResponse]:
     drafter: Drafter[Any] = NoDrafter() if model.drafter is None else model.drafter
-    stop_ids = frozenset(model.loaded.eos_ids)
+    stop_ids = frozenset(model.loaded.eos_ids) | hidden_ids(model.processor, stop)
     stats = GenerationStats()
-    detokenizer = Detokenizer(model.processor)
+    transcript = Transcript(model.processor, stop_ids, stop)
     latents = model.num_latents(len(prompt.image_spans))
 
     def response(
@@ -226,9 +240,7 @@ def _respond(
         max_tokens=max_tokens,
         stop_ids=stop_ids,
     )
-    stopped = False
-    for each in stats.watch(rounds):
-        stopped = each.tokens[-1] in stop_ids
-        said = each.tokens[:-1] if stopped else each.tokens
-        yield response(detokenizer.add(said), each.tokens)
-    yield response(detokenizer.finish(), finish_reason="stop" if stopped else "length")
+    for each in stats.watch(transcript.watch(rounds)):
+        yield response(transcript.take(), each.tokens)
+    rest = transcript.finish()
+    yield response(rest, finish_reason="stop" if transcript.stopped else "length")

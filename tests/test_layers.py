@@ -20,7 +20,7 @@ LAYERS = (
     {"decode", "cost"},
     {"stats", "draft", "processed", "targets"},
     {"checkpoint", "processing"},
-    {"loading"},
+    {"loading", "transcript"},
     {"generate", "session", "measure"},
     {"caption", "bench", "verify", "doctor", "train", "viz"},
     {"convert", "integrations"},

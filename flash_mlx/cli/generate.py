@@ -57,6 +57,13 @@ def sampling_options(command: Command) -> Command:
     """Options that choose how tokens are drawn; unset ones follow generation_config.json."""
     for option in (
         click.option(
+            "--stop",
+            multiple=True,
+            metavar="TEXT",
+            callback=_check_stop,
+            help="End the text before this string. Repeatable.",
+        ),
+        click.option(
             "--seed",
             type=click.IntRange(0, 2**63 - 1),
             default=0,
@@ -99,6 +106,16 @@ def sampling_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def _check_stop(
+    context: click.Context,
+    parameter: click.Parameter,  # noqa: ARG001
+    values: tuple[str, ...],
+) -> tuple[str, ...]:
+    if "" in values:
+        raise click.UsageError("--stop must be text; got an empty string.", context)
+    return values
 
 
 @click.command("generate", cls=ListOptions)
