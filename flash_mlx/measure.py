@@ -6,9 +6,7 @@ Shapes:
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import mlx.core as mx
@@ -17,10 +15,10 @@ import numpy as np
 from flash_mlx.decode import Output
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets import LoadedTarget
+from flash_mlx.timing import seconds_in_turns
 from flash_mlx.tree import DraftTree, Topology
 
 ROWS = (1, 2, 4, 8, 16)
-WARM_UP = 3  # turns that are not counted
 
 
 def bootstrap_interval(values: Sequence[float], share: float = 0.95) -> tuple[float, float]:
@@ -69,26 +67,6 @@ def mean_entropy(loaded: LoadedTarget, answers: Sequence[tuple[Prompt, Sequence[
         entropy = -(mx.exp(logprobs) * logprobs).sum(axis=-1)
         total, count = total + float(np.array(entropy.sum())), count + len(tokens)
     return total / count / float(np.log(2))
-
-
-def seconds_in_turns(runs: Mapping[int, Callable[[], mx.array]], repeats: int) -> dict[int, float]:
-    """Time several computations in turns, so that a change of the machine's load meets all.
-
-    Args:
-        runs: By number of rows, what returns the array to wait for.
-        repeats: Measurements of each.
-
-    Returns:
-        Rows to the median time [s].
-    """
-    times: dict[int, list[float]] = {rows: [] for rows in runs}
-    for turn in range(WARM_UP + repeats):
-        for rows, run in runs.items():
-            start = time.perf_counter()
-            mx.eval(run())
-            if turn >= WARM_UP:
-                times[rows].append(time.perf_counter() - start)
-    return {rows: statistics.median(each) for rows, each in times.items()}
 
 
 def verify_cost(

@@ -14,7 +14,8 @@ SOURCES = sorted(
 )
 
 LAYERS = (
-    {"blas", "few_rows", "files", "images", "prompt", "tree", "kernels"},
+    {"blas", "few_rows", "files", "images", "prompt", "timing", "tree"},
+    {"kernels"},
     {"cache", "penalties", "sampling"},
     {"accept"},
     {"decode", "cost"},

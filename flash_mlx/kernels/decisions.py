@@ -1,0 +1,96 @@
+"""What was decided about kernels, remembered in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a kernel is used, and why.
+
+    Attributes:
+        use: Whether it is.
+        reason: In a few words.
+        error: Largest difference from the definition over its largest value; None: not tested.
+        kernel_seconds: Its time [s]; None: not timed.
+        ops_seconds: The time of MLX's own operations [s].
+    """
+
+    use: bool
+    reason: str
+    error: float | None = None
+    kernel_seconds: float | None = None
+    ops_seconds: float | None = None
+
+
+class Decisions:
+    """Decisions by what they depend on. Reading and writing never fail: at worst, it is forgotten.
+
+    Args:
+        file: Where they are kept; None: only in memory.
+        entries: What is known already.
+    """
+
+    def __init__(self, file: Path | None, entries: dict[str, Decision]) -> None:
+        """Keep them."""
+        self._file, self._entries = file, entries
+
+    @classmethod
+    def load(cls, file: Path | None = None) -> Decisions:
+        """Read a file, by default this user's; one that is damaged counts as empty."""
+        file = default_file() if file is None else file
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            entries = {key: _read(value) for key, value in found.items()}
+        except (OSError, ValueError, TypeError, AttributeError):
+            entries = {}
+        return cls(file, entries)
+
+    def get(self, key: tuple[str, ...]) -> Decision | None:
+        """Return what is known."""
+        return self._entries.get("; ".join(key))
+
+    def put(self, key: tuple[str, ...], decision: Decision) -> None:
+        """Remember, and write the file."""
+        self._entries["; ".join(key)] = decision
+        if self._file is None:
+            return
+        text = json.dumps({k: asdict(d) for k, d in self._entries.items()}, indent=1)
+        with suppress(OSError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self._file.parent)
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(text)
+            Path(name).replace(self._file)  # readers see the old file or the new one
+
+    def named(self, kernel: str) -> dict[str, Decision]:
+        """Return the decisions about one kernel, by the rest of their keys."""
+        start = f"{kernel}; "
+        return {k.removeprefix(start): d for k, d in self._entries.items() if k.startswith(start)}
+
+
+def default_file() -> Path:
+    """Return this user's file."""
+    if sys.platform == "darwin":
+        folder = Path.home() / "Library" / "Caches"
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return folder / "flash-mlx" / "kernels.json"
+
+
+def _read(value: object) -> Decision:
+    """Return a decision from its entry.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("use"), bool):
+        raise ValueError(f"A decision must say whether a kernel is used; got {value!r}.")
+    return Decision(**value)

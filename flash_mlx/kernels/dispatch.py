@@ -1,0 +1,124 @@
+"""Which form of an operation computes: MLX's own operations, or the Metal kernel.
+
+A kernel may be faster, and may be slower or wrong: on a chip, a macOS or an MLX that nobody tried.
+So it is used only where it
+
+1. runs at all: the default device is Metal's;
+2. takes the arguments' shapes and types;
+3. passed a test on this machine: against the definition in float32, twice with the same bits;
+4. beat MLX's own operations there, in a short timing.
+
+3 and 4 are asked once for a kernel, its text, the shapes, the types, the device and the version of
+MLX, with random numbers of these shapes, and remembered on disk. What fails, fails there, never
+while text is generated. `FLASH_MLX_KERNELS=off` asks nothing and uses no kernel, `force` skips 3
+and 4.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from typing import Any
+
+import mlx.core as mx
+
+from flash_mlx.kernels import metal
+from flash_mlx.kernels.decisions import Decision, Decisions
+from flash_mlx.kernels.trial import try_out
+
+VARIABLE = "FLASH_MLX_KERNELS"
+MODES = ("on", "off", "force")
+EXACT = 64  # sizes up to this one are told apart
+
+Arrays = Sequence[mx.array]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An operation in two forms, which take the same arguments.
+
+    Attributes:
+        name: Of the operation.
+        ops: Its definition in MLX's operations, and what computes it otherwise.
+        launch: The Metal kernel.
+        fits: Returns why the kernel does not take some arguments, None if it does.
+        sources: The texts behind `launch`.
+    """
+
+    name: str
+    ops: Callable[..., Arrays]
+    launch: Callable[..., Arrays]
+    fits: Callable[..., str | None]
+    sources: tuple[metal.Source, ...]
+
+
+def run(kernel: Kernel, *arguments: Any) -> Arrays:
+    """Compute an operation in the form that `choose` names; lazy, but for a first use."""
+    return (kernel.launch if choose(kernel, *arguments).use else kernel.ops)(*arguments)
+
+
+def choose(kernel: Kernel, *arguments: Any) -> Decision:
+    """Return whether the kernel is used for these arguments, and why."""
+    setting = mode()
+    if setting == "off":
+        return OFF
+    if not metal.available():
+        return NO_METAL
+    wants = kernel.fits(*arguments)
+    if wants is not None:
+        return Decision(False, f"it takes {wants}")
+    if setting == "force":
+        return FORCED
+    decisions = decided()
+    key = _key(kernel, arguments)
+    found = decisions.get(key)
+    if found is None:
+        found = try_out(kernel.ops, kernel.launch, arguments)
+        decisions.put(key, found)
+    return found
+
+
+def mode() -> str:
+    """Return what `FLASH_MLX_KERNELS` says; anything unknown is `on`."""
+    setting = os.environ.get(VARIABLE, "on").strip().lower()
+    return setting if setting in MODES else "on"
+
+
+@cache
+def decided() -> Decisions:
+    """Return what was decided on this machine."""
+    return Decisions.load()
+
+
+def _key(kernel: Kernel, arguments: Sequence[Any]) -> tuple[str, ...]:
+    """Return what a decision depends on."""
+    return (kernel.name, _stamp(kernel.sources), *(_describe(x) for x in arguments))
+
+
+@cache
+def _stamp(sources: tuple[metal.Source, ...]) -> str:
+    return f"{metal.fingerprint(sources)} {metal.device_name()} mlx {version('mlx')}"
+
+
+def _describe(argument: object) -> str:
+    """Return shape and type, or the value of what is no array.
+
+    What may grow with the text - any axis but the last, and numbers - is rounded up to a power of
+    two, so that a longer text does not ask again.
+    """
+    if isinstance(argument, mx.array):
+        kind = str(argument.dtype).removeprefix("mlx.core.")
+        return f"{kind}{[*map(_round, argument.shape[:-1]), *argument.shape[-1:]]}"
+    return repr(_round(argument) if isinstance(argument, int) else argument)
+
+
+def _round(size: int) -> int:
+    return size if size <= EXACT else 1 << (size - 1).bit_length()
+
+
+OFF = Decision(False, f"{VARIABLE}=off")
+NO_METAL = Decision(False, "the default device is not Metal's")
+FORCED = Decision(True, f"{VARIABLE}=force")
