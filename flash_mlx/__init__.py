@@ -18,6 +18,7 @@ blas.bind()
 
 if TYPE_CHECKING:
     from flash_mlx.accept import Acceptance
+    from flash_mlx.caption import Caption, caption
     from flash_mlx.decode import Drafter, NoDrafter, Output, Round, Target
     from flash_mlx.generate import GenerationResponse, Model, generate, load, stream_generate
     from flash_mlx.prompt import Prompt
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "caption": "caption",
+    "Caption": "caption",
     "load": "generate",
     "generate": "generate",
     "stream_generate": "generate",
@@ -48,6 +51,7 @@ _HOMES = {
 
 __all__ = [
     "Acceptance",
+    "Caption",
     "DraftTree",
     "Drafter",
     "GenerationResponse",
@@ -60,6 +64,7 @@ __all__ = [
     "Sampler",
     "Target",
     "Topology",
+    "caption",
     "generate",
     "load",
     "stream_generate",
@@ -67,12 +72,12 @@ __all__ = [
 
 
 class _Package(ModuleType):
-    """This package. `flash_mlx.generate` is the function, though its module has that name too."""
+    """This package. Its `generate` and `caption` are functions, though modules are named so too."""
 
     def __setattr__(self, name: str, value: object) -> None:
         # The import system sets each submodule here once it is loaded.
-        if name == "generate" and isinstance(value, ModuleType):
-            value = value.generate
+        if name in ("generate", "caption") and isinstance(value, ModuleType):
+            value = vars(value)[name]
         super().__setattr__(name, value)
 
 

@@ -82,7 +82,7 @@ class GenerationResponse:
 
 def stream_generate(
     model: Model,
-    prompt: str,
+    prompt: str | Prompt,
     image: ImageSource | Sequence[ImageSource] | None = None,
     *,
     system: str | None = None,
@@ -106,7 +106,7 @@ def stream_generate(
 
     Args:
         model: From `load`.
-        prompt: What the user says.
+        prompt: What the user says; or a prompt from `make_prompt`, which holds all else already.
         image: One picture or several: files, their bytes, or PIL images.
         system: A message before the conversation.
         max_tokens: Most tokens to generate.
@@ -134,8 +134,8 @@ def stream_generate(
 
     Raises:
         OSError: An image cannot be opened.
-        ValueError: A setting is out of its range, an image is damaged, or the prompt is longer
-            than the context.
+        ValueError: A setting is out of its range, an image is damaged, the prompt is longer than
+            the context, or a ready prompt comes with an image or a system message.
     """
     _require_whole("The number of tokens to generate", max_tokens, 1)
     _require_whole("The seed", seed, 0)
@@ -152,15 +152,16 @@ def stream_generate(
         frequency_context_size=frequency_context_size,
     )
     target = processed(model.target, penalties, logits_processors or ())
-    question = make_prompt(model.loaded, prompt, _images(image), system=system)
-    return _respond(
-        model, target, question, sampler, max_tokens=max_tokens, stop=strings, seed=seed
-    )
+    if isinstance(prompt, str):
+        prompt = make_prompt(model.loaded, prompt, _images(image), system=system)
+    elif image is not None or system is not None:
+        raise ValueError("A ready prompt must hold its images and its system message already.")
+    return _respond(model, target, prompt, sampler, max_tokens=max_tokens, stop=strings, seed=seed)
 
 
 def generate(
     model: Model,
-    prompt: str,
+    prompt: str | Prompt,
     image: ImageSource | Sequence[ImageSource] | None = None,
     **settings: Any,
 ) -> GenerationResponse:

@@ -20,6 +20,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")  # by suffix
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
 
 MAX_PIXELS = 178_956_970  # twice Pillow's threshold for a warning: 512 MiB as RGB

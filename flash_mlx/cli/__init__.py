@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import click
 
-from flash_mlx.cli import bench, convert, doctor, generate
+from flash_mlx.cli import bench, caption, convert, doctor, generate
 from flash_mlx.cli.options import INTERRUPTED
 
 
@@ -36,6 +36,7 @@ def group(context: click.Context) -> None:
 
 
 group.add_command(generate.command)
+group.add_command(caption.command)
 group.add_command(bench.command)
 group.add_command(convert.command)
 group.add_command(doctor.command)

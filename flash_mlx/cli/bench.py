@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from flash_mlx.decode import Drafter
     from flash_mlx.generate import Model
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-
 
 class _Command(ListOptions):
     """Its lists: drafters, temperatures and prompts."""
@@ -127,6 +125,8 @@ def _pictures(data: Path, limit: int) -> list[Path]:
     Raises:
         UsageError: It has none.
     """
+    from flash_mlx.images import PICTURES
+
     files = sorted(f for f in data.iterdir() if f.suffix.lower() in PICTURES)[:limit]
     if not files:
         raise click.UsageError(

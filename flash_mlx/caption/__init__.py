@@ -1,0 +1,58 @@
+"""Captions of many pictures: found, described one by one, written down as they come.
+
+    for caption in flash_mlx.caption(model, "photos", output="captions.jsonl", resume=True):
+        print(caption.path, caption.text or caption.error)
+
+What there is to describe (`listing`), how (`describe`), where it goes (`rows`), and all of it
+together (`job`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+from flash_mlx.caption.describe import Caption
+from flash_mlx.caption.job import DEFAULT_PROMPT, Job
+from flash_mlx.generate import Model
+
+__all__ = ["DEFAULT_PROMPT", "Caption", "Job", "caption"]
+
+Source = str | os.PathLike[str]
+
+
+def caption(
+    model: Model,
+    inputs: Source | Sequence[Source],
+    prompt: str = DEFAULT_PROMPT,
+    *,
+    output: Source | None = None,
+    resume: bool = False,
+    sidecar: bool = False,
+    system: str | None = None,
+    **settings: Any,
+) -> Iterator[Caption]:
+    """Describe pictures, one after the other.
+
+    Args:
+        model: From `load`.
+        inputs: Files, folders, globs and JSONL lists; see `find_items`.
+        prompt: What to ask, or a template of it.
+        output: File that gets a row of JSON for each caption, as soon as it is there.
+        resume: Go on with an output that has rows already: see `Job`.
+        sidecar: Write each caption beside its picture too, `a.png` -> `a.txt`.
+        system: A message before the conversation.
+        settings: Those of `stream_generate`.
+
+    Returns:
+        The captions, errors included. They are made, and written, as they are asked for.
+
+    Raises:
+        OSError: The inputs or the output cannot be used.
+        ValueError: There is nothing to describe, or a setting is out of its range.
+    """
+    one = isinstance(inputs, str | os.PathLike)
+    files = [cast(Source, inputs)] if one else cast(Sequence[Source], inputs)
+    job = Job(files, prompt, output=output, resume=resume, sidecar=sidecar)
+    return job.run(model, system=system, **settings)

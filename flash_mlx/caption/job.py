@@ -1,0 +1,172 @@
+"""A job: pictures to describe, the file that gets the captions, and what is done already."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from flash_mlx.caption.describe import Caption, describe
+from flash_mlx.caption.listing import Item, find_items
+from flash_mlx.caption.rows import RowFile
+from flash_mlx.files import replacing
+from flash_mlx.generate import Model
+
+DEFAULT_PROMPT = "Describe this image in detail."
+
+Key = tuple[str, object]  # path and prompt
+
+
+class Job:
+    """Pictures to describe and where their captions go.
+
+    With `resume`, what the output already has is not done again. A picture that has changed since
+    (its bytes are not those of the row's `sha256`) loses its row and is described anew, and so does
+    one that could not be read and now can.
+
+    Args:
+        inputs: As for `find_items`.
+        prompt: Likewise.
+        output: File of rows; None writes none.
+        resume: Whether the output may have rows.
+        sidecar: Whether to write each caption beside its picture.
+
+    Raises:
+        OSError: The inputs or the output cannot be used.
+        ValueError: There is nothing to describe, or a sidecar would replace a file.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[str | os.PathLike[str]],
+        prompt: str = DEFAULT_PROMPT,
+        *,
+        output: str | os.PathLike[str] | None = None,
+        resume: bool = False,
+        sidecar: bool = False,
+    ) -> None:
+        """Find out what there is to do, and whether its results can be written."""
+        if resume and output is None:
+            raise ValueError("To resume, there must be an output to go on with; name one.")
+        items = find_items(inputs, prompt)
+        self._rows = None if output is None else RowFile(Path(output), resume=resume)
+        self._sidecar = sidecar
+        try:
+            done, stale = _read_done(items, self._rows) if self._rows else ({}, set())
+            self.todo = [item for item in items if (item.path, item.prompt) not in done]
+            if sidecar:
+                _check_sidecars(items, self.todo, stale)
+            if self._rows is not None and stale:
+                self._rows.keep(lambda row: _key(row) not in stale)
+            for item in items if sidecar else ():
+                text, file = done.get((item.path, item.prompt)), _sidecar(item)
+                if text is not None and file is not None and not file.exists():
+                    _write_sidecar(file, text)
+        except BaseException:
+            self.close()
+            raise
+        self.num_done = len(items) - len(self.todo)
+
+    def run(self, model: Model, *, system: str | None = None, **settings: Any) -> Iterator[Caption]:
+        """Describe what is to be done, and write down each caption before it is returned.
+
+        Args:
+            model: From `load`.
+            system: A message before the conversation.
+            settings: Those of `stream_generate`.
+
+        Raises:
+            OSError: A caption could not be written.
+            ValueError: A setting is out of its range.
+        """
+        try:
+            captions = describe(model, self.todo, system=system, **settings)
+            for item, each in zip(self.todo, captions, strict=True):
+                if self._rows is not None:
+                    self._rows.append(each.to_row())
+                file = _sidecar(item) if self._sidecar else None
+                if file is not None and each.text is not None:
+                    _write_sidecar(file, each.text)
+                yield each
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let others have the output."""
+        if self._rows is not None:
+            self._rows.close()
+            self._rows = None
+
+
+def _key(row: Mapping[str, Any]) -> Key:
+    return row["path"], row.get("prompt")
+
+
+def _read_done(items: Sequence[Item], rows: RowFile) -> tuple[dict[Key, str | None], set[Key]]:
+    """Compare rows with the pictures as they are now.
+
+    Returns:
+        What is done, with its text, and what was done of pictures that are others now.
+    """
+    files: dict[Key, Path | None] = {(item.path, item.prompt): item.file for item in items}
+    done: dict[Key, str | None] = {}
+    stale: set[Key] = set()
+    for row in rows:
+        key = _key(row)
+        file = files.get(key)
+        now = None if file is None else _sha256(file)
+        if now is None or now == row.get("sha256"):
+            done[key] = row.get("text")
+        else:
+            stale.add(key)
+    return done, stale - done.keys()
+
+
+def _sha256(file: Path) -> str | None:
+    """Return the hash of a file's bytes; None if it cannot be read."""
+    try:
+        if not file.is_file():
+            return None
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def _sidecar(item: Item) -> Path | None:
+    return None if item.file is None else item.file.with_suffix(".txt")
+
+
+def _write_sidecar(file: Path, text: str) -> None:
+    with replacing(file) as new:
+        new.write_text(text, encoding="utf-8")
+
+
+def _check_sidecars(items: Sequence[Item], todo: Sequence[Item], stale: set[Key]) -> None:
+    """Find out before anything is described whether all sidecars can be written.
+
+    Raises:
+        OSError: A folder of pictures cannot be written.
+        ValueError: Two captions would have the same file, or one would replace another text.
+    """
+    files = {item: file for item in items if (file := _sidecar(item)) is not None}
+    for folder in {file.parent for file in files.values()}:
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise OSError(f"Captions are to stand beside the pictures, and {folder} is read-only.")
+    taken: dict[Path, Item] = {}
+    for item, file in files.items():
+        other = taken.setdefault(file, item)
+        if other != item:
+            raise ValueError(
+                f"Each picture must have a caption file of its own; {other.path} and {item.path} "
+                f"would share {file}. Rename one, or leave --sidecar out."
+            )
+    for item in todo:
+        file = files.get(item)
+        if file is not None and (item.path, item.prompt) not in stale and file.exists():
+            raise FileExistsError(
+                f"A caption must not replace another text; {file} exists. Move such files away, "
+                "or leave --sidecar out."
+            )
