@@ -4,6 +4,19 @@ Each file is one of them: the formula, the Metal text, `x` (what callers use: it
 (the definition) and `x_kernel` (the launch). `dispatch` says when a kernel is used.
 """
 
+from flash_mlx.kernels.accept_tree import accept_tree
 from flash_mlx.kernels.latent_pool import latent_pool
+from flash_mlx.kernels.lmhead_topk import lmhead_topk
+from flash_mlx.kernels.slot_attention import slot_attention
+from flash_mlx.kernels.tree_attention import ancestor_bits, tree_attention
+from flash_mlx.kernels.verify_qmm import verify_qmm
 
-__all__ = ["latent_pool"]
+__all__ = [
+    "accept_tree",
+    "ancestor_bits",
+    "latent_pool",
+    "lmhead_topk",
+    "slot_attention",
+    "tree_attention",
+    "verify_qmm",
+]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import mlx.core as mx
 
 from flash_mlx.kernels.dispatch import Kernel, run
-from flash_mlx.kernels.metal import PLACES, TEMPLATES, Constant, Source, launch, scalar
+from flash_mlx.kernels.metal import PLACES, TEMPLATES, Constant, Source, launch, padded, scalar
 
 CHUNK = 32  # image rows of a threadgroup
 COLUMNS = 64  # columns of D that a threadgroup of the second kernel sums
@@ -201,7 +201,7 @@ def latent_pool_kernel(queries: mx.array, rows: mx.array) -> tuple[mx.array]:
         ("CHUNKS", chunks),
     ]
     count = scalar(num_rows)
-    per_chunk = ((max(num_latents * chunks, 8),), mx.float32)
+    per_chunk = ((num_latents * chunks,), mx.float32)
     scores, largest, total = launch(
         SCORES,
         [queries, rows, count],
@@ -213,7 +213,7 @@ def latent_pool_kernel(queries: mx.array, rows: mx.array) -> tuple[mx.array]:
     blocks = -(-size // COLUMNS)
     (pooled,) = launch(
         POOL,
-        [rows, scores, largest, total, count],
+        [rows, scores, padded(largest), padded(total), count],
         [((num_latents, size), rows.dtype)],
         grid=(256 * blocks, 1, 1),
         threadgroup=(256, 1, 1),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import mlx.core as mx
@@ -102,7 +102,7 @@ def padded(array: mx.array) -> mx.array:
     return flat if flat.size >= SMALLEST_INPUT else mx.pad(flat, (0, SMALLEST_INPUT - flat.size))
 
 
-@cache
+@lru_cache(maxsize=1024)
 def scalar(value: float, dtype: mx.Dtype = mx.int32) -> mx.array:
     """Return a number as an array without axes, the same each time."""
     return mx.array(value, dtype)

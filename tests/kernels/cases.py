@@ -5,9 +5,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
+from flash_mlx.kernels.accept_tree import ACCEPT_TREE
 from flash_mlx.kernels.dispatch import Kernel
 from flash_mlx.kernels.latent_pool import LATENT_POOL
+from flash_mlx.kernels.lmhead_topk import LMHEAD_TOPK
+from flash_mlx.kernels.slot_attention import SLOT_ATTENTION
+from flash_mlx.kernels.tree_attention import TREE_ATTENTION, ancestor_bits
+from flash_mlx.kernels.verify_qmm import VERIFY_QMM
+from flash_mlx.tree import Topology
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 
@@ -45,7 +52,14 @@ def short(dtype: mx.Dtype) -> str:
     return str(dtype).removeprefix("mlx.core.")
 
 
-CASES = [
+def quantized(
+    rows: int, outputs: int, size: int, group: int, bits: int, dtype: mx.Dtype
+) -> tuple[Any, ...]:
+    weight = normal(outputs, size, dtype=dtype, seed=3, scale=size**-0.5)
+    return normal(rows, size, dtype=dtype, seed=4), *mx.quantize(weight, group, bits), group, bits
+
+
+POOLS = [
     Case(
         f"latent_pool-{m}x{n}x{d}-{short(dtype)}",
         LATENT_POOL,
@@ -54,3 +68,118 @@ CASES = [
     for m, n, d in ((8, 40, 64), (5, 33, 72))
     for dtype in FLOATS
 ]
+
+PRODUCTS = [
+    Case(
+        f"verify_qmm-{m}x{n}x{k}-g{group}-b{bits}-{short(dtype)}",
+        VERIFY_QMM,
+        lambda m=m, n=n, k=k, group=group, bits=bits, dtype=dtype: quantized(
+            m, n, k, group, bits, dtype
+        ),
+    )
+    for m, n, k, group, bits in (
+        (2, 64, 256, 64, 4),
+        (8, 100, 384, 32, 8),
+        (16, 37, 640, 128, 4),
+        (9, 32, 128, 128, 8),
+    )
+    for dtype in FLOATS
+]
+
+HEADS = [
+    Case(
+        f"lmhead_topk-{m}x{v}x{k}-g{group}-b{bits}-top{keep}-{short(dtype)}",
+        LMHEAD_TOPK,
+        lambda m=m, v=v, k=k, group=group, bits=bits, keep=keep, dtype=dtype: (
+            *quantized(m, v, k, group, bits, dtype),
+            keep,
+        ),
+    )
+    for m, v, k, group, bits, keep in ((1, 300, 128, 64, 4, 1), (11, 600, 256, 32, 8, 10))
+    for dtype in FLOATS
+]
+
+
+def tree_arguments(
+    heads: int, shared: int, size: int, length: int, rows: int, dtype: mx.Dtype
+) -> tuple[Any, ...]:
+    """Keys and values are views of a cache in which NaN stands where nothing may be read."""
+    rng = np.random.default_rng(rows)
+    parents = (-1, *(int(rng.integers(max(0, row - 5), row)) for row in range(1, rows)))
+
+    def view(seed: int) -> mx.array:
+        valid = normal(shared, length, size, dtype=dtype, seed=seed)
+        return mx.pad(valid, [(0, 0), (0, 19), (0, 0)], constant_values=mx.nan)[:, :length]
+
+    queries = normal(heads, rows, size, dtype=dtype, seed=5)
+    mx.eval(keys := view(6), values := view(7))
+    return queries, keys, values, ancestor_bits(Topology(parents).mask), size**-0.5
+
+
+TREES = [
+    Case(
+        f"tree_attention-{h}h{shared}x{d}-{length}keys-{m}rows-{short(dtype)}",
+        TREE_ATTENTION,
+        lambda h=h, shared=shared, d=d, length=length, m=m, dtype=dtype: tree_arguments(
+            h, shared, d, length, m, dtype
+        ),
+    )
+    for h, shared, d, length, m in (
+        (4, 2, 64, 77, 5),
+        (7, 1, 80, 300, 9),
+        (2, 2, 96, 64, 64),
+        (8, 1, 128, 33, 1),
+    )
+    for dtype in FLOATS
+]
+
+
+def slot_arguments(
+    rows: int, slots: int, heads: int, size: int, start: int, dtype: mx.Dtype
+) -> tuple[Any, ...]:
+    joined = normal(rows, 3, heads, size, dtype=dtype, seed=8)
+
+    def cache(seed: int) -> mx.array:
+        valid = normal(heads, start, size, dtype=dtype, seed=seed)
+        return mx.pad(valid, [(0, 0), (0, 7), (0, 0)], constant_values=mx.nan)
+
+    return joined, cache(9), cache(10), start, slots, 10000.0
+
+
+SLOTS = [
+    Case(
+        f"slot_attention-{rows}rows-{slots}slots-{heads}h{size}-at{start}-{short(dtype)}",
+        SLOT_ATTENTION,
+        lambda rows=rows, slots=slots, heads=heads, size=size, start=start, dtype=dtype: (
+            slot_arguments(rows, slots, heads, size, start, dtype)
+        ),
+    )
+    for rows, slots, heads, size, start in ((4, 4, 2, 64, 1), (7, 3, 1, 80, 50), (12, 8, 2, 128, 9))
+    for dtype in FLOATS
+]
+
+
+def walk_arguments(rows: int, greedy: bool, seed: int = 0) -> tuple[Any, ...]:
+    """A tree in which about every second row holds, and children of one row differ."""
+    rng = np.random.default_rng(100 * rows + seed)
+    parents = np.array([-1, *(rng.integers(max(0, i - 4), i) for i in range(1, rows))])
+    tokens = np.array([10 * (i - parents[i]) for i in range(rows)])  # siblings differ
+    choice = rng.integers(100, 200, rows)
+    holds = rng.integers(0, 2, rows)
+    for row in np.flatnonzero(holds[1:]) + 1:
+        choice[parents[row]] = tokens[row]
+    arrays = [mx.array(x.astype(np.int32)) for x in (parents, tokens, choice, holds)]
+    return (*arrays[:3], None if greedy else arrays[3])
+
+
+WALKS = [
+    Case(
+        f"accept_tree-{rows}rows-{'greedy' if greedy else 'sampled'}",
+        ACCEPT_TREE,
+        lambda rows=rows, greedy=greedy: walk_arguments(rows, greedy),
+    )
+    for rows in (1, 5, 9, 64)
+    for greedy in (True, False)
+]
+
+CASES = [*POOLS, *PRODUCTS, *HEADS, *TREES, *SLOTS, *WALKS]
