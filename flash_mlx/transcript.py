@@ -71,6 +71,8 @@ class Transcript:
 
     Attributes:
         stopped: Whether a stop token or a stop string has ended the text; neither shows.
+        num_drafted: Of the text of the last round, characters at its start that came with
+            accepted drafts.
     """
 
     def __init__(self, processor: Any, stop_ids: Collection[int], stop: Sequence[str] = ()) -> None:
@@ -82,6 +84,7 @@ class Transcript:
             stop: Strings that end it, from `check_stop_strings`.
         """
         self.stopped = False
+        self.num_drafted = 0
         self._stop_ids = stop_ids
         self._detokenizer = Detokenizer(processor)
         self._strings = StopStrings(stop)
@@ -90,7 +93,7 @@ class Transcript:
     def watch(self, rounds: Iterable[Round]) -> Iterator[Round]:
         """Yield rounds as far as the text goes; the last one may be cut short."""
         for each in rounds:
-            kept = self._read(each.tokens)
+            kept = self._read(each.tokens, each.num_accepted)
             yield replace(
                 each, tokens=each.tokens[:kept], num_accepted=min(each.num_accepted, kept)
             )
@@ -108,14 +111,17 @@ class Transcript:
             self._add(self._detokenizer.finish())
         return self.take() + self._strings.finish()
 
-    def _read(self, tokens: tuple[int, ...]) -> int:
+    def _read(self, tokens: tuple[int, ...], num_accepted: int) -> int:
         """Read the tokens of a round up to the one that ends the text; returns how many."""
+        before, self.num_drafted = len(self._text), 0
         for count, token in enumerate(tokens, start=1):
             if token in self._stop_ids:
                 self._add(self._detokenizer.finish())
                 self.stopped = True
             else:
                 self._add(self._detokenizer.add((token,)))
+            if count <= num_accepted:
+                self.num_drafted = len(self._text) - before
             if self.stopped:
                 return count
         return len(tokens)

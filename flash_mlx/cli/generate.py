@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from flash_mlx.cli.options import INTERRUPTED, ListOptions, at_least, between
 from flash_mlx.cli.penalties import penalty_options
+from flash_mlx.cli.show import coloured, has_colours, show_options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -127,6 +129,7 @@ def _check_stop(
 @penalty_options
 @click.option("--verbose/--no-verbose", default=True, help="Statistics on stderr; default: on.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+@show_options
 def command(
     model: str,
     draft_model: str,
@@ -136,6 +139,8 @@ def command(
     system: str | None,
     verbose: bool,
     as_json: bool,
+    show_drafts: bool,
+    show_latents: Path | None,
     max_tokens: int,
     **sampling: Any,
 ) -> int:
@@ -144,6 +149,8 @@ def command(
     Text streams to stdout, statistics go to stderr.
     """
     text = _read_prompt(prompt, has_image=bool(image))
+    if show_latents is not None and not image:
+        raise click.UsageError("--show-latents draws on a picture; give --image.")
     from flash_mlx.generate import join, load, stream_generate
     from flash_mlx.images import load_image
 
@@ -151,10 +158,15 @@ def command(
     loaded = load(model, draft_model, draft_block_size=draft_block_size)
     for line in _notices(loaded, draft_model):
         click.echo(line, err=True)
+    if show_latents is not None:
+        from flash_mlx.viz import draw_latents
+
+        draw_latents(loaded, images, text, system).save(show_latents, format="PNG")
     responses = stream_generate(
         loaded, text, images, system=system, max_tokens=max_tokens, **sampling
     )
-    pieces, interrupted = _print_stream(responses, stream=not as_json)
+    show = coloured if show_drafts and has_colours() else None
+    pieces, interrupted = _print_stream(responses, stream=not as_json, show=show)
     if pieces:
         answer = join(pieces)
         if as_json:
@@ -205,9 +217,12 @@ def _notices(model: Model, draft_model: str) -> Iterator[str]:
 
 
 def _print_stream(
-    responses: Iterator[GenerationResponse], *, stream: bool
+    responses: Iterator[GenerationResponse],
+    *,
+    stream: bool,
+    show: Callable[[GenerationResponse], str] | None = None,
 ) -> tuple[list[GenerationResponse], bool]:
-    """Print pieces of text as they come.
+    """Print pieces of text as they come, or as `show` puts them.
 
     Returns:
         The pieces, and whether the user interrupted them.
@@ -218,7 +233,7 @@ def _print_stream(
         for response in responses:
             pieces.append(response)
             if stream:
-                sys.stdout.write(response.text)
+                sys.stdout.write(show(response) if show else response.text)
                 sys.stdout.flush()
     except KeyboardInterrupt:
         interrupted = True

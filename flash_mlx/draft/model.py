@@ -44,11 +44,14 @@ def pool(queries: mx.array, rows: mx.array, mask: mx.array | None = None) -> mx.
     Returns:
         [..., M, D] in the rows' dtype.
     """
-    wide = rows.astype(mx.float32)
-    scores = queries.astype(mx.float32) @ wide.swapaxes(-1, -2)
-    if mask is not None:
-        scores = scores + mask
-    return (mx.softmax(scores, axis=-1) @ wide).astype(rows.dtype)
+    weights = pool_weights(queries, rows, mask)
+    return (weights @ rows.astype(mx.float32)).astype(rows.dtype)
+
+
+def pool_weights(queries: mx.array, rows: mx.array, mask: mx.array | None = None) -> mx.array:
+    """Return how much each latent takes of each row, [..., M, N] float32; as for `pool`."""
+    scores = queries.astype(mx.float32) @ rows.astype(mx.float32).swapaxes(-1, -2)
+    return mx.softmax(scores if mask is None else scores + mask, axis=-1)
 
 
 class SlotBlock(nn.Module):
