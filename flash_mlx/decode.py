@@ -12,9 +12,9 @@ Shapes:
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import mlx.core as mx
 
@@ -24,6 +24,9 @@ from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
 
 State = TypeVar("State")
+
+Take = Callable[[int, mx.array], None]
+"""Gets rows of a prompt while it is read, in order: the first one's number, and hidden [R, D]."""
 
 ROOT_ALONE = Topology.chain(0)
 KEYS_AT_A_TIME = 64
@@ -81,11 +84,17 @@ class Target(Protocol):
         """Return the cache of a new sequence."""
         ...
 
-    def prefill(self, prompt: Prompt, cache: Cache) -> Output:
-        """Read the prompt and commit its T rows.
+    def prefill(self, prompt: Prompt, cache: Cache, take: Take | None = None) -> Output:
+        """Read the rows of the prompt that the cache does not hold yet, and commit them.
+
+        Args:
+            prompt: T rows.
+            cache: Empty, or it holds the prompt's first rows, and not the last one.
+            take: Gets the hidden states, which then need not be kept; None keeps them.
 
         Returns:
-            Logits [1, V] of the last row only; hidden [T, D] of all rows.
+            Logits [1, V] of the last row only; hidden [R, D] of all rows read, or with `take`
+            [1, D] of the last row.
         """
         ...
 
@@ -143,8 +152,30 @@ class Drafter(Protocol[State]):
         ...
 
 
+@runtime_checkable
+class ReadingDrafter(Drafter[State], Protocol[State]):
+    """A drafter that reads a prompt with the target; its hidden states need not be kept."""
+
+    def read(self, prompt: Prompt, start: int, hidden: mx.array, state: State | None) -> State:
+        """Return the state after further rows of a prompt; without its root, it cannot draft.
+
+        After all rows, `extend` with the last one and the root returns the state of `prefill`.
+
+        Args:
+            prompt: What the target reads.
+            start: Row of `hidden`'s first.
+            hidden: [R, D] the target's, one row or more.
+            state: What this returned for the rows before `start`, of this prompt or of one that
+                agrees with it up to and including row `start`, images included; None at row 0.
+        """
+        ...
+
+
 class NoDrafter:
     """Drafts nothing: plain decoding."""
+
+    def read(self, prompt: Prompt, start: int, hidden: mx.array, state: None) -> None:
+        """Need no state."""
 
     def prefill(self, prompt: Prompt, hidden: mx.array, root: int) -> None:
         """Need no state."""
@@ -206,12 +237,13 @@ def decode(
     prompt.require_fits(target.max_context)
     keys = _keys(key)
     cache = target.make_cache()
-    out = target.prefill(prompt, cache)
+    out, begin = _prefill(target, drafter, prompt, cache)
     last = DraftTree(ROOT_ALONE, mx.array(prompt.tokens[-1:], dtype=mx.int32))
     (root,) = accept(last, out.logits, sampler, next(keys)).tokens
     yield Round((root,), num_drafted=0, num_accepted=0)
 
-    state = drafter.prefill(prompt, out.hidden, root)
+    state = begin(root)
+    del begin  # it may hold the prompt's hidden states
     left = max_tokens - 1
     ahead: Output | None = None
     while left > 0 and root not in stop_ids and cache.length < limit:
@@ -235,6 +267,26 @@ def decode(
         num_accepted = min(len(accepted.rows) - 1, len(tokens))
         yield Round(tokens, num_drafted=len(tree) - 1, num_accepted=num_accepted)
         root, left = tokens[-1], left - len(tokens)
+
+
+def _prefill(
+    target: Target, drafter: Drafter[State], prompt: Prompt, cache: Cache
+) -> tuple[Output, Callable[[int], State]]:
+    """Let the target read the prompt, and the drafter with it if it can.
+
+    Returns:
+        The target's output, and from a root to the drafter's state.
+    """
+    if not isinstance(drafter, ReadingDrafter):
+        out = target.prefill(prompt, cache)
+        return out, lambda root: drafter.prefill(prompt, out.hidden, root)
+    states: list[State | None] = [None]
+
+    def take(start: int, hidden: mx.array) -> None:
+        states.append(drafter.read(prompt, start, hidden, states.pop()))
+
+    last = target.prefill(prompt, cache, take)
+    return last, lambda root: drafter.extend(last.hidden, (root,), states.pop())
 
 
 def _keys(key: mx.array) -> Iterator[mx.array]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 
-from flash_mlx.decode import ROOT_ALONE, Cache, Output, Target
+from flash_mlx.decode import ROOT_ALONE, Cache, Output, Take, Target
 from flash_mlx.penalties import Penalties
 from flash_mlx.prompt import Prompt
 from flash_mlx.tree import DraftTree
@@ -115,10 +115,10 @@ class ProcessedTarget:
         """See `Target`."""
         return ProcessedCache(self._target.make_cache(), mx.zeros((0,), dtype=mx.int32))
 
-    def prefill(self, prompt: Prompt, cache: Cache) -> Output:
+    def prefill(self, prompt: Prompt, cache: Cache, take: Take | None = None) -> Output:
         """See `Target`."""
         cache = _own(cache)
-        out = self._target.prefill(prompt, cache.cache)
+        out = self._target.prefill(prompt, cache.cache, take)
         tokens = mx.array(prompt.tokens, dtype=mx.int32)
         # The row with logits is the last one: a root alone after the others.
         cache.text, cache.start = tokens[:-1], len(prompt) - 1

@@ -15,7 +15,7 @@ from typing import Generic
 
 import mlx.core as mx
 
-from flash_mlx.decode import Cache, Drafter, Output, Round, State, Target
+from flash_mlx.decode import Cache, Drafter, Output, Round, State, Take, Target
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree
@@ -137,9 +137,9 @@ class TimedTarget:
         """See `Target`."""
         return self.target.make_cache()
 
-    def prefill(self, prompt: Prompt, cache: Cache) -> Output:
+    def prefill(self, prompt: Prompt, cache: Cache, take: Take | None = None) -> Output:
         """See `Target`; not clocked."""
-        return self.target.prefill(prompt, cache)
+        return self.target.prefill(prompt, cache, take)
 
     def verify(self, tree: DraftTree, cache: Cache) -> Output:
         """See `Target`."""

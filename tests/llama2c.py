@@ -18,7 +18,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from flash_mlx.decode import Cache, Output
+from flash_mlx.decode import Cache, Output, Take
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
@@ -69,10 +69,13 @@ class Llama:
     def lm_head(self, hidden: mx.array) -> mx.array:
         return hidden @ self.embedding.T
 
-    def prefill(self, prompt: Prompt, cache: Cache) -> Output:
+    def prefill(self, prompt: Prompt, cache: Cache, take: Take | None = None) -> Output:
         assert isinstance(cache, ToyCache)
         hidden = self._pass(mx.array(prompt.tokens), Topology.chain(len(prompt) - 1), cache)
         cache.commit(range(len(prompt)))
+        if take is not None:
+            take(0, hidden)
+            hidden = hidden[-1:]
         return Output(self.lm_head(hidden[-1:]), hidden)
 
     def verify(self, tree: DraftTree, cache: Cache) -> Output:

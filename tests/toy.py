@@ -19,7 +19,7 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from flash_mlx.decode import Cache, Drafter, Output, decode
+from flash_mlx.decode import Cache, Drafter, Output, Take, decode
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
@@ -85,11 +85,14 @@ class ToyTarget:
     def lm_head(self, hidden: mx.array) -> mx.array:
         return hidden @ self.head
 
-    def prefill(self, prompt: Prompt, cache: Cache) -> Output:
+    def prefill(self, prompt: Prompt, cache: Cache, take: Take | None = None) -> Output:
         assert isinstance(cache, ToyCache)
         causal = Topology.chain(len(prompt) - 1)
         hidden = self._pass(mx.array(prompt.tokens), causal, cache)
         cache.commit(range(len(prompt)))
+        if take is not None:
+            take(0, hidden)
+            hidden = hidden[-1:]
         return Output(self.lm_head(hidden[-1:]), hidden)
 
     def verify(self, tree: DraftTree, cache: Cache) -> Output:

@@ -24,8 +24,8 @@ import mlx.nn as nn
 
 from flash_mlx.draft.corrections import swiglu
 from flash_mlx.draft.in_turn import InTurn
-from flash_mlx.draft.layout import Layout
-from flash_mlx.draft.model import FlashModel, pool
+from flash_mlx.draft.model import FlashModel
+from flash_mlx.draft.reading import PartPool, pieces, pool_piece
 from flash_mlx.few_rows import lay_out_for_few_rows
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
@@ -43,12 +43,14 @@ class FlashState:
         values: [1, H, capacity, Dh] likewise.
         length: S, rows of the compressed sequence read so far.
         slots: [k, D] the LM head's inputs; row i is for the token i + 1 places after the root.
+        part: Of an image that the prompt has not been read to the end of.
     """
 
     keys: mx.array
     values: mx.array
     length: int
     slots: mx.array
+    part: PartPool | None = None
 
 
 class FlashDrafter:
@@ -107,20 +109,42 @@ class FlashDrafter:
             ValueError: If `hidden` is not one row of D for each row of the prompt.
         """
         self._check(hidden, len(prompt))
-        config = self.model.config
+        return self.extend(hidden[-1:], (root,), self.read(prompt, 0, hidden, None))
+
+    def read(
+        self, prompt: Prompt, start: int, hidden: mx.array, state: FlashState | None
+    ) -> FlashState:
+        """Read rows of a prompt: text as it is, an image as latents once its last row is there.
+
+        The prompt's own last row is not read as text before its follower, the root, is known.
+
+        Args:
+            prompt: T rows.
+            start: The first row to read.
+            hidden: [R, D] the target's.
+            state: After the rows before; None if there are none.
+
+        Raises:
+            ValueError: If `hidden` is not one row or more of D.
+        """
+        self._check(hidden, hidden.shape[0])
+        config, spans = self.model.config, prompt.image_spans
         hidden = hidden.astype(self._slots.dtype)
-        layout = Layout.of(len(prompt), prompt.image_spans, config.num_latents)
-        followers = (*prompt.tokens[1:], root)
-        followers = tuple(followers[row] for row in layout.text_rows)
-        text = hidden[mx.array(layout.text_rows)] if prompt.image_spans else hidden
-        entries = self._fuse(followers, text)
-        if layout.num_raw and not config.fuse_pre_image:
-            entries = mx.concatenate([text[: layout.num_raw], entries[layout.num_raw :]])
-        if prompt.image_spans:
-            latents = [pool(self.model.A, hidden[a:b]) for a, b in prompt.image_spans]
-            entries = mx.concatenate([entries, *latents])[mx.array(layout.order)]
-        empty = mx.zeros((1, config.num_heads, 0, config.head_dim), dtype=hidden.dtype)
-        return self._read(entries, hidden[-1:], FlashState(empty, empty, 0, hidden[:0]))
+        if state is None:
+            empty = mx.zeros((1, config.num_heads, 0, config.head_dim), dtype=hidden.dtype)
+            state = FlashState(empty, empty, 0, hidden[:0])
+        num_raw = spans[0][0] if spans and not config.fuse_pre_image else 0
+        entries, part = [hidden[:0]], state.part
+        for piece in pieces(spans, start, start + hidden.shape[0]):
+            rows = hidden[piece.start - start : piece.stop - start]
+            if piece.image is None:
+                followers = prompt.tokens[piece.start + 1 : piece.stop + 1]
+                rows = rows[: len(followers)]
+                entries.append(rows if piece.stop <= num_raw else self._fuse(followers, rows))
+            else:
+                latents, part = pool_piece(self.model.A, rows, piece, part)
+                entries.append(latents)
+        return self._append(mx.concatenate(entries), part, state)
 
     def extend(self, hidden: mx.array, tokens: tuple[int, ...], state: FlashState) -> FlashState:
         """Read the rows that the target accepted.
@@ -165,6 +189,36 @@ class FlashDrafter:
         gate, up = mx.split(self._fusion(self.model.pair(embedding, hidden)), 2, axis=-1)
         return swiglu(gate, up)
 
+    def _append(self, entries: mx.array, part: PartPool | None, state: FlashState) -> FlashState:
+        """Write entries [A, D] to the cache, for they are followed by others.
+
+        It is computed at once, so that the rows they come from need not be kept.
+        """
+        num_new = entries.shape[0]
+        keys, values = state.keys, state.values
+        if num_new:
+            _, keys, values = self._project(entries + self._slots[:1], state)
+        mx.async_eval(keys, values, [] if part is None else [part.total, part.rows])
+        return FlashState(keys, values, state.length + num_new, state.slots[:0], part)
+
+    def _project(self, rows: mx.array, state: FlashState) -> tuple[mx.array, mx.array, mx.array]:
+        """Return the rotated queries [1, H, R, Dh] of rows [R, D], and the cache with the rows."""
+        config, start, heads = self.model.config, state.length, self.model.config.num_heads
+        # [R, 3 * H * Dh] -> [1, 3 * H, R, Dh]; queries and keys are rotated together.
+        joined = self._qkv(self.model.layers.input_layernorm(rows))
+        joined = joined.reshape(1, rows.shape[0], -1, config.head_dim).swapaxes(1, 2)
+        turned = mx.fast.rope(
+            joined[:, : 2 * heads],
+            config.head_dim,
+            traditional=False,
+            base=config.rope_base,
+            scale=1,
+            offset=start,
+        )
+        keys = _write(state.keys, turned[:, heads:], start)
+        values = _write(state.values, joined[:, 2 * heads :], start)
+        return turned[:, :heads], keys, values
+
     def _read(self, entries: mx.array, hidden: mx.array, state: FlashState) -> FlashState:
         """Append entries to the cache and compute the slots of the last one.
 
@@ -180,23 +234,10 @@ class FlashDrafter:
         if num_new > 1:
             rows = mx.concatenate([entries[:-1] + self._slots[:1], rows])
 
-        # [R, 3 * H * Dh] -> [1, 3 * H, R, Dh]; queries and keys are rotated together.
-        joined = self._qkv(block.input_layernorm(rows))
-        joined = joined.reshape(1, rows.shape[0], -1, config.head_dim).swapaxes(1, 2)
-        start, heads = state.length, config.num_heads
-        turned = mx.fast.rope(
-            joined[:, : 2 * heads],
-            config.head_dim,
-            traditional=False,
-            base=config.rope_base,
-            scale=1,
-            offset=start,
-        )
-        end = start + rows.shape[0]
-        keys = _write(state.keys, turned[:, heads:], start)
-        values = _write(state.values, joined[:, 2 * heads :], start)
+        queries, keys, values = self._project(rows, state)
+        end = state.length + rows.shape[0]
         attended = mx.fast.scaled_dot_product_attention(
-            turned[:, :heads, num_new - 1 :],
+            queries[:, :, num_new - 1 :],
             keys[:, :, :end],
             values[:, :, :end],
             scale=config.head_dim**-0.5,
@@ -207,7 +248,7 @@ class FlashDrafter:
         latest = latest + block.o_proj(attended)
         gate, up = mx.split(self._gate_up(block.post_attn_layernorm(latest)), 2, axis=-1)
         latest = latest + block.down_proj(swiglu(gate, up))
-        return FlashState(keys, values, start + num_new, latest + self._gate * hidden)
+        return FlashState(keys, values, state.length + num_new, latest + self._gate * hidden)
 
     def _check(self, hidden: mx.array, num_rows: int) -> None:
         """Require one hidden row of the right width for each row read."""

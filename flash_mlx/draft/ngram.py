@@ -140,6 +140,10 @@ class NgramState:
     drafts: tuple[int, ...]
     misses: int
 
+    def own_text(self) -> Text:
+        """Return the text to append to: the shared one, unless it went on differently since."""
+        return self.text if len(self.text) == self.length else self.text.head(self.length)
+
 
 class NgramDrafter:
     """Drafts from the text itself; implements `decode.Drafter[NgramState]`.
@@ -164,7 +168,7 @@ class NgramDrafter:
         self.rule = NgramRule() if rule is None else rule
         self._chains = tuple(map(Topology.chain, range(num_drafts + 1)))
 
-    def prefill(self, prompt: Prompt, hidden: mx.array, root: int) -> NgramState:  # noqa: ARG002
+    def prefill(self, prompt: Prompt, hidden: mx.array, root: int) -> NgramState:
         """Read the prompt and the first token after it.
 
         Args:
@@ -172,14 +176,21 @@ class NgramDrafter:
             hidden: [T, D], not used.
             root: The token that follows the prompt.
         """
-        text, start = Text(self.rule), 0
-        for first, stop in prompt.image_spans:
-            for token in (*prompt.tokens[start:first], BREAK):
-                text.append(token)
-            start = stop
-        for token in (*prompt.tokens[start:], root):
-            text.append(token)
-        return self._state(text)
+        return self.extend(hidden, (root,), self._read(prompt, 0, len(prompt), Text(self.rule)))
+
+    def read(
+        self, prompt: Prompt, start: int, hidden: mx.array, state: NgramState | None
+    ) -> NgramState:
+        """Read rows of a prompt.
+
+        Args:
+            prompt: T rows.
+            start: The first row to read.
+            hidden: [R, D], not used but for R.
+            state: After the rows before; None if there are none.
+        """
+        text = Text(self.rule) if state is None else state.own_text()
+        return self._read(prompt, start, start + hidden.shape[0], text)
 
     def draft(self, root: int, state: NgramState, sampler: Sampler, key: mx.array) -> DraftTree:  # noqa: ARG002
         """Return a chain; without a match the root alone.
@@ -207,12 +218,22 @@ class NgramDrafter:
             tokens: [A] ids; the last is the new root.
             state: The state that the round began with; it stays valid.
         """
-        text = state.text
-        if len(text) > state.length:  # the text went on differently since then
-            text = text.head(state.length)
+        text = state.own_text()
         for token in tokens:
             text.append(token)
         return self._state(text, state.misses)
+
+    def _read(self, prompt: Prompt, start: int, stop: int, text: Text) -> NgramState:
+        """Append rows `start` to `stop` of a prompt to the text of those before."""
+        for first, end in prompt.image_spans:
+            for token in prompt.tokens[start : min(first, stop)]:
+                text.append(token)
+            if start <= first < stop:
+                text.append(BREAK)
+            start = max(start, end)
+        for token in prompt.tokens[start:stop]:
+            text.append(token)
+        return NgramState(text, len(text), (), 0)
 
     def _state(self, text: Text, misses: int = 0) -> NgramState:
         """Look drafts up; `misses` counts the rounds before."""

@@ -14,12 +14,13 @@ Shapes:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from flash_mlx.decode import Cache, Output
+from flash_mlx.decode import Cache, Output, Take
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets.cache import SequenceCache
 from flash_mlx.targets.families import Family
@@ -78,40 +79,42 @@ class MlxVlmTarget:
         """Return the cache of a new sequence."""
         return SequenceCache(self._make_layers(self._language_model))
 
-    def prefill(self, prompt: Prompt, cache: Cache) -> Output:
-        """Read the prompt, in chunks, and commit its T rows.
+    def prefill(self, prompt: Prompt, cache: Cache, take: Take | None = None) -> Output:
+        """Read the rows of the prompt that the cache does not hold yet, in chunks; commit them.
 
-        Unlike a tree pass this waits for the device after each chunk, which bounds memory.
+        Unlike a tree pass this waits for the device after each chunk, which bounds memory. Where
+        all images are in the cache already, none is looked at again. After a failure the chunks
+        read before stay committed, so the same prompt goes on where it failed.
+
+        Args:
+            prompt: T rows.
+            cache: Empty, or it holds the prompt's first rows, and not the last one.
+            take: Gets the hidden states chunk by chunk; None keeps them.
 
         Returns:
-            Logits [1, V] of the last row only; hidden [T, D] of all rows.
+            Logits [1, V] of the last row only; hidden [R, D] of all rows read, or with `take`
+            [1, D] of the last row.
 
         Raises:
-            ValueError: If the cache holds rows already or the prompt exceeds the context.
+            ValueError: If the cache holds as many rows as the prompt or more, or the prompt
+                exceeds the context.
         """
         cache = _own(cache)
-        num_rows = len(prompt)
-        if cache.length:
+        first, num_rows = cache.length, len(prompt)
+        if first >= num_rows:
             raise ValueError(
-                f"A prompt must be read into a new cache; this one holds {cache.length} rows."
+                f"A prompt must be longer than what the cache holds of it; this one has "
+                f"{num_rows} rows, the cache holds {first} rows."
             )
         prompt.require_fits(self.max_context)
-        ids = mx.array(prompt.tokens, dtype=mx.int32)[None]
-        embeds, positions, rope_delta = self._read_inputs(prompt, ids)
-        cache.open(Topology.chain(num_rows - 1))
-        hidden = []
-        for start in range(0, num_rows, self._chunk_size):
-            rows = slice(start, start + self._chunk_size)
-            kwargs = {} if positions is None else {"position_ids": positions[..., rows]}
-            hidden.append(
-                self._decoder(
-                    ids[:, rows], inputs_embeds=embeds[:, rows], cache=cache.layers, **kwargs
-                )[0]
-            )
-            mx.eval(hidden[-1])
-        cache.commit(range(num_rows))
-        cache.rope_delta = rope_delta
-        return Output(self.lm_head(hidden[-1][-1:]), mx.concatenate(hidden))
+        kept: list[mx.array] = []
+        for start, hidden in self._read_chunks(prompt, cache):
+            if take is None:
+                kept.append(hidden)
+            else:
+                take(start, hidden)
+                kept = [hidden[-1:]]
+        return Output(self.lm_head(kept[-1][-1:]), mx.concatenate(kept))
 
     def verify(self, tree: DraftTree, cache: Cache) -> Output:
         """Read a tree after the committed rows; lazy.
@@ -146,6 +149,33 @@ class MlxVlmTarget:
             self._decoder.embed_tokens.as_linear(hidden) if head is None else head(hidden)
         )
         return logits
+
+    def _read_chunks(self, prompt: Prompt, cache: SequenceCache) -> Iterator[tuple[int, mx.array]]:
+        """Read and commit the rows after the cache's.
+
+        Yields:
+            The number of a chunk's first row, and its hidden [R, D], computed.
+        """
+        first, num_rows = cache.length, len(prompt)
+        ids = mx.array(prompt.tokens, dtype=mx.int32)[None]
+        text_alone = first > 0 and all(stop <= first for _, stop in prompt.image_spans)
+        if not text_alone:
+            embeds, positions, cache.rope_delta = self._read_inputs(prompt, ids)
+        for start in range(first, num_rows, self._chunk_size):
+            rows = slice(start, min(start + self._chunk_size, num_rows))
+            cache.open(Topology.chain(rows.stop - start - 1))
+            if text_alone:
+                hidden = self._read_chain(ids[:, rows], cache)
+            else:
+                kwargs = {} if positions is None else {"position_ids": positions[..., rows]}
+                hidden = self._decoder(
+                    ids[:, rows], inputs_embeds=embeds[:, rows], cache=cache.layers, **kwargs
+                )[0]
+            mx.eval(hidden)
+            cache.commit(range(rows.stop - start))
+            if num_rows - first > self._chunk_size:
+                mx.clear_cache()  # each chunk's scores have a size of their own, used once
+            yield start, hidden
 
     def _read_inputs(self, prompt: Prompt, ids: mx.array) -> tuple[mx.array, mx.array | None, int]:
         """Embed text and images.

@@ -41,6 +41,26 @@ class SequenceCache:
         """Rows committed."""
         return self._length
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all keys and values, room for further rows included."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers if layer.offset)
+
+    def rewind(self, length: int) -> None:
+        """Forget all rows but the first `length`, for a text that goes on differently there.
+
+        The rope delta stays, so under M-RoPE no image may be forgotten, unless all rows are.
+
+        Raises:
+            ValueError: If there are not that many.
+        """
+        if not 0 <= length <= self._length:
+            raise ValueError(
+                f"A cache can go back to at most its {self._length} rows; got {length}."
+            )
+        self._length, self._provisional = length, None
+        self._drop_uncommitted()
+
     def open(self, tree: Topology) -> None:
         """Drop provisional rows, if any; the next N rows written are those of `tree`."""
         if self._provisional is not None:

@@ -1,0 +1,114 @@
+"""A prompt read in chunks: which rows are text, and an image pooled from parts of it.
+
+The softmax over an image's rows is taken part by part: each has its scores' maximum, its sum of
+exp(score - maximum) and its weighted sum of rows. Two parts are joined by scaling both to the
+larger maximum, and the latents are the quotient of the sums.
+
+Shapes:
+    M: latents.    N: rows of a part of an image.    D: hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from flash_mlx.draft.model import pool
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive rows of a prompt that are all text, or all of one image.
+
+    Attributes:
+        start: The first row.
+        stop: The row after the last.
+        image: The row range of the whole image; None for text.
+    """
+
+    start: int
+    stop: int
+    image: tuple[int, int] | None
+
+
+def pieces(image_spans: Sequence[tuple[int, int]], start: int, stop: int) -> Iterator[Piece]:
+    """Cut rows `start` to `stop` where text meets an image, or an image another.
+
+    Args:
+        image_spans: Half-open row range of each image of the prompt, in order and disjoint.
+        start: The first row.
+        stop: The row after the last.
+    """
+    for first, end in image_spans:
+        if end <= start or first >= stop:
+            continue
+        if start < first:
+            yield Piece(start, first, None)
+        yield Piece(max(start, first), min(end, stop), (first, end))
+        start = min(end, stop)
+    if start < stop:
+        yield Piece(start, stop, None)
+
+
+@dataclass(frozen=True, eq=False)
+class PartPool:
+    """Some rows of an image, pooled; all float32.
+
+    Attributes:
+        largest: [M, 1] the largest score of each latent.
+        total: [M, 1] sum of exp(score - largest).
+        rows: [M, D] the rows' sum, weighted by exp(score - largest).
+
+    Source:
+        Milakov and Gimelshein 2018, online softmax, arXiv 1805.02867, equation 4.
+    """
+
+    largest: mx.array
+    total: mx.array
+    rows: mx.array
+
+    @classmethod
+    def of(cls, queries: mx.array, rows: mx.array) -> PartPool:
+        """Pool rows [N, D] by queries [M, D]."""
+        wide = rows.astype(mx.float32)
+        scores = queries.astype(mx.float32) @ wide.T
+        largest = scores.max(axis=-1, keepdims=True)
+        weights = mx.exp(scores - largest)
+        return cls(largest, weights.sum(axis=-1, keepdims=True), weights @ wide)
+
+    def join(self, other: PartPool) -> PartPool:
+        """Return what both parts are together."""
+        largest = mx.maximum(self.largest, other.largest)
+        mine, others = mx.exp(self.largest - largest), mx.exp(other.largest - largest)
+        total = mine * self.total + others * other.total
+        return PartPool(largest, total, mine * self.rows + others * other.rows)
+
+    def latents(self) -> mx.array:
+        """Return [M, D], once all rows of the image are in."""
+        return self.rows / self.total
+
+
+def pool_piece(
+    queries: mx.array, rows: mx.array, piece: Piece, part: PartPool | None
+) -> tuple[mx.array, PartPool | None]:
+    """Pool a piece of an image, on top of the parts before it.
+
+    Args:
+        queries: [M, D] the model's.
+        rows: [N, D] the target's hidden states at the piece.
+        piece: Which rows these are.
+        part: The image's rows before; None if there are none.
+
+    Returns:
+        Latents [M, D] in the rows' dtype and None after the image's last row; else none [0, D],
+        and the part so far.
+    """
+    if piece.image == (piece.start, piece.stop):
+        return pool(queries, rows), None
+    more = PartPool.of(queries, rows)
+    part = more if part is None else part.join(more)
+    if piece.image is None or piece.stop < piece.image[1]:
+        return rows[:0], part
+    return part.latents().astype(rows.dtype), None
