@@ -155,6 +155,6 @@ def corrected(model: FlashModel, slots: np.ndarray, embeddings: np.ndarray) -> n
             )
             z = w["recurrence.of_embedding.weight"] @ said + w["recurrence.of_output.weight"] @ own
             z += w["recurrence.of_state.weight"] @ state + w["recurrence.slot_bias"][i - 1]
-            state = silu(z[:width]) * z[width:]
+            state = np.tanh(z[width:]) / (1 + np.exp(-z[:width]))
             slots[i] += w["recurrence.up.weight"] @ state
     return slots

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import click
 
-from flash_mlx.cli import bench, caption, convert, doctor, generate, train
+from flash_mlx.cli import bench, caption, convert, doctor, generate
 from flash_mlx.cli.options import INTERRUPTED
 
 
@@ -38,7 +38,6 @@ def group(context: click.Context) -> None:
 group.add_command(generate.command)
 group.add_command(caption.command)
 group.add_command(bench.command)
-group.add_command(train.command)
 group.add_command(convert.command)
 group.add_command(doctor.command)
 

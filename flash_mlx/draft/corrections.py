@@ -25,6 +25,12 @@ def swiglu(gate: mx.array, up: mx.array) -> mx.array:
     return gate * mx.sigmoid(gate) * up
 
 
+@partial(mx.compile, shapeless=True)
+def _bounded(gate: mx.array, value: mx.array) -> mx.array:
+    """Return sigmoid(gate) * tanh(value), elementwise."""
+    return mx.sigmoid(gate) * mx.tanh(value)
+
+
 class Markov(nn.Module):
     """Corrects a slot's logits by the token before it, through r dimensions.
 
@@ -49,10 +55,11 @@ class Recurrence(nn.Module):
     With y_i the output of slot i >= 1, e_i the embedding of the token of slot i - 1, h_0 = 0:
 
         z_i = of_embedding(norm(e_i)) + of_output(norm(y_i)) + slot_bias_i + of_state(h_{i-1})
-        h_i = SiLU(first half of z_i) * second half of z_i
+        h_i = sigmoid(first half of z_i) * tanh(second half of z_i)
         y_i <- y_i + up(h_i)
 
-    The norms matter: embeddings are often far smaller than hidden states.
+    The norms matter: embeddings are often far smaller than hidden states. So does the bounded
+    state: with SiLU, which has no bound, training over nine slots overflowed.
 
     Weights:
         norm_embedding, norm_output [D]; of_embedding, of_output [2W, D]; of_state [2W, W];
@@ -90,7 +97,7 @@ class Recurrence(nn.Module):
         """
         if state is not None:
             share = mx.addmm(share, state, self.of_state.weight.T)
-        return swiglu(*mx.split(share, 2, axis=-1))
+        return _bounded(*mx.split(share, 2, axis=-1))
 
 
 def hydra_layers(config: FlashConfig) -> list[list[nn.Module]]:

@@ -17,13 +17,13 @@ def dequantize(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.QuantizedLinear):
             linear = nn.Linear(1, 1, bias="bias" in module)
-            linear.weight = plain_weight(module)
+            linear.weight = _weight(module)
             if "bias" in module:
                 linear.bias = module.bias
             plain.append((name, linear))
         elif isinstance(module, nn.QuantizedEmbedding):
             embedding = nn.Embedding(1, 1)
-            embedding.weight = plain_weight(module)
+            embedding.weight = _weight(module)
             plain.append((name, embedding))
         elif "scales" in module:
             raise ValueError(
@@ -34,8 +34,7 @@ def dequantize(model: nn.Module) -> None:
         model.update_modules(tree_unflatten(plain))
 
 
-def plain_weight(layer: nn.QuantizedLinear | nn.QuantizedEmbedding) -> mx.array:
-    """Return the weight of a quantised layer, in float32."""
+def _weight(layer: nn.QuantizedLinear | nn.QuantizedEmbedding) -> mx.array:
     return mx.dequantize(
         layer.weight,
         layer.scales,
