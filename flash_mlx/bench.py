@@ -21,7 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from flash_mlx.decode import Drafter, NoDrafter, Round, Target, decode
-from flash_mlx.measure import bootstrap_interval, mean_entropy, read_answer
+from flash_mlx.measure import bootstrap_interval, first_difference, mean_entropy, read_answer
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.stats import GenerationStats, TimedDrafter, TimedTarget
@@ -130,7 +130,7 @@ def run(
             row |= _phases(loaded, drafter, prompts[:TIMED_PROMPTS], settings)
         if name == PLAIN and PLAIN not in errors:
             row["target_entropy"] = mean_entropy(
-                loaded, [(p, a.tokens) for p, a in zip(prompts, answers[name], strict=True)]
+                loaded.target, [(p, a.tokens) for p, a in zip(prompts, answers[name], strict=True)]
             )
         rows.append(row)
     return rows
@@ -253,13 +253,11 @@ def _first_divergence(
     for index, (ours, plain) in enumerate(pairs):
         if ours.tokens == plain.tokens:
             continue
-        both = enumerate(zip(ours.tokens, plain.tokens, strict=False))
-        place = next((i for i, (a, b) in both if a != b), None)
-        if place is None:  # one text is the beginning of the other
-            place = min(len(ours.tokens), len(plain.tokens))
+        place = first_difference(ours.tokens, plain.tokens)
+        if place == min(len(ours.tokens), len(plain.tokens)):
             return {"prompt": index, "position": place, "tokens": [], "logit_gap": None}
         ids = [ours.tokens[place], plain.tokens[place]]
-        logits = read_answer(loaded, prompts[index], plain.tokens).logits[place]
+        logits = read_answer(loaded.target, prompts[index], plain.tokens).logits[place]
         gap = (logits[ids[0]] - logits[ids[1]]).abs().item()
         return {"prompt": index, "position": place, "tokens": ids, "logit_gap": gap}
     return None

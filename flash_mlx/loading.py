@@ -95,6 +95,11 @@ def load(
     return _attach(bare, draft_name, folder, draft_block_size)
 
 
+def demo_pictures() -> tuple[Path, ...]:
+    """Return the bundled pictures: scenes that the demo was not trained on."""
+    return tuple(sorted((DEMO / "pictures").glob("*.png")))
+
+
 def with_drafter(
     model: Model, draft: str | Path = "auto", *, draft_block_size: int | None = None
 ) -> Model:

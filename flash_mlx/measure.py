@@ -11,9 +11,11 @@ from functools import partial
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
-from flash_mlx.decode import Output
+from flash_mlx.decode import Output, Target
 from flash_mlx.prompt import Prompt
+from flash_mlx.sampling import Sampler
 from flash_mlx.targets import LoadedTarget
 from flash_mlx.timing import seconds_in_turns
 from flash_mlx.tree import DraftTree, Topology
@@ -34,39 +36,73 @@ def bootstrap_interval(values: Sequence[float], share: float = 0.95) -> tuple[fl
     return float(low), float(high)
 
 
-def read_answer(loaded: LoadedTarget, prompt: Prompt, tokens: Sequence[int]) -> Output:
-    """Return the target's output about each token of an answer, from one pass.
+def noise_floor(law: npt.NDArray[np.float64], draws: int, chance: float = 1e-3) -> float:
+    """Return what the total variation between independent draws and their own law stays below.
+
+    The mean absolute deviation of a cell's share is at most its standard deviation, and at most
+    that of a single draw; half their sum bounds the mean of the distance. One draw moves the
+    distance by 1 / draws at most, so by McDiarmid's inequality it exceeds its mean by t with
+    probability exp(-2 draws t^2) at most.
+
+    Args:
+        law: Probabilities of the cells, of any shape.
+        draws: Number of them.
+        chance: Probability of a larger distance, at most.
+    """
+    spread = law * (1 - law)
+    mean = np.minimum(np.sqrt(spread / draws), 2 * spread).sum() / 2
+    return float(mean + np.sqrt(np.log(1 / chance) / (2 * draws)))
+
+
+def read_answer(
+    target: Target, prompt: Prompt, tokens: Sequence[int], rows: int | None = None
+) -> Output:
+    """Return the target's output about each token of an answer.
+
+    Args:
+        target: Reads it.
+        prompt: What it answers.
+        tokens: [A] ids.
+        rows: Rows of a pass; 1 reads as plain decoding does. None: all in one pass.
 
     Returns:
         Logits [A, V] and hidden [A, D]; row i is what the target says before token i.
     """
-    target = loaded.target
     cache = target.make_cache()
     first = target.prefill(prompt, cache)
-    if len(tokens) == 1:
-        return Output(first.logits, first.hidden[-1:])
-    chain = Topology.chain(len(tokens) - 2)
-    rest = target.verify(DraftTree(chain, mx.array(list(tokens[:-1]), dtype=mx.int32)), cache)
-    return Output(
-        mx.concatenate([first.logits, rest.logits]),
-        mx.concatenate([first.hidden[-1:], rest.hidden]),
-    )
+    logits, hidden = [first.logits], [first.hidden[-1:]]
+    read = list(tokens[:-1])
+    rows = max(1, len(read)) if rows is None else rows
+    for start in range(0, len(read), rows):
+        block = read[start : start + rows]
+        chain = DraftTree(Topology.chain(len(block) - 1), mx.array(block, dtype=mx.int32))
+        out = target.verify(chain, cache)
+        mx.eval(out.logits, out.hidden)
+        cache.commit(range(len(block)))
+        logits.append(out.logits)
+        hidden.append(out.hidden)
+    return Output(mx.concatenate(logits), mx.concatenate(hidden))
 
 
-def mean_entropy(loaded: LoadedTarget, answers: Sequence[tuple[Prompt, Sequence[int]]]) -> float:
+def first_difference(ours: Sequence[int], plain: Sequence[int]) -> int:
+    """Return the first place at which two texts differ; where the shorter ends, if nowhere."""
+    both = enumerate(zip(ours, plain, strict=False))
+    return next((i for i, (a, b) in both if a != b), min(len(ours), len(plain)))
+
+
+def mean_entropy(target: Target, answers: Sequence[tuple[Prompt, Sequence[int]]]) -> float:
     """Return the mean entropy of the target's law at temperature 1 along answers [bits].
 
     Args:
-        loaded: The target.
+        target: The model.
         answers: Prompts, each with the ids of its answer.
     """
     total, count = 0.0, 0
     for prompt, tokens in answers:
-        logits = read_answer(loaded, prompt, tokens).logits.astype(mx.float32)
-        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        entropy = -(mx.exp(logprobs) * logprobs).sum(axis=-1)
-        total, count = total + float(np.array(entropy.sum())), count + len(tokens)
-    return total / count / float(np.log(2))
+        laws = Sampler(temperature=1.0).probs(read_answer(target, prompt, tokens).logits)
+        bits = -(laws * mx.log2(mx.where(laws > 0, laws, 1))).sum(axis=-1)
+        total, count = total + float(np.array(bits.sum())), count + len(tokens)
+    return total / count
 
 
 def verify_cost(

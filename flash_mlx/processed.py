@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import numpy as np
 
+from flash_mlx.around import TargetAround
 from flash_mlx.decode import ROOT_ALONE, Cache, Output, Take, Target
 from flash_mlx.penalties import Penalties
 from flash_mlx.prompt import Prompt
@@ -63,11 +64,11 @@ class ProcessedCache:
         mx.async_eval(self.text)  # biases alone do not read it, and it would grow a graph
 
 
-class ProcessedTarget:
+class ProcessedTarget(TargetAround):
     """A target that says what penalties, biases and processors make of another's words.
 
     Penalties count the prompt's last token and what follows it, as mlx-vlm does; processors get
-    the whole text.
+    the whole text. What `lm_head` returns is not processed, for it does not know the text.
 
     Args:
         target: Whose logits are processed.
@@ -94,31 +95,17 @@ class ProcessedTarget:
                     "A logits processor must be a function from tokens and logits to logits; "
                     f"got {processor!r}."
                 )
-        self._target, self._penalties, self._processors = target, penalties, tuple(processors)
-
-    @property
-    def vocab_size(self) -> int:
-        """See `Target`."""
-        return self._target.vocab_size
-
-    @property
-    def hidden_size(self) -> int:
-        """See `Target`."""
-        return self._target.hidden_size
-
-    @property
-    def max_context(self) -> int | None:
-        """See `Target`."""
-        return self._target.max_context
+        super().__init__(target)
+        self._penalties, self._processors = penalties, tuple(processors)
 
     def make_cache(self) -> ProcessedCache:
         """See `Target`."""
-        return ProcessedCache(self._target.make_cache(), mx.zeros((0,), dtype=mx.int32))
+        return ProcessedCache(self.target.make_cache(), mx.zeros((0,), dtype=mx.int32))
 
     def prefill(self, prompt: Prompt, cache: Cache, take: Take | None = None) -> Output:
         """See `Target`."""
         cache = _own(cache)
-        out = self._target.prefill(prompt, cache.cache, take)
+        out = self.target.prefill(prompt, cache.cache, take)
         tokens = mx.array(prompt.tokens, dtype=mx.int32)
         # The row with logits is the last one: a root alone after the others.
         cache.text, cache.start = tokens[:-1], len(prompt) - 1
@@ -129,17 +116,9 @@ class ProcessedTarget:
     def verify(self, tree: DraftTree, cache: Cache) -> Output:
         """See `Target`."""
         cache = _own(cache)
-        out = self._target.verify(tree, cache.cache)
+        out = self.target.verify(tree, cache.cache)
         cache.tree = tree
         return replace(out, logits=self._process(out.logits, tree, cache))
-
-    def embed(self, tokens: mx.array) -> mx.array:
-        """See `Target`."""
-        return self._target.embed(tokens)
-
-    def lm_head(self, hidden: mx.array) -> mx.array:
-        """See `Target`; not processed, for it does not know the text."""
-        return self._target.lm_head(hidden)
 
     def _process(self, logits: mx.array, tree: DraftTree, cache: ProcessedCache) -> mx.array:
         """Return the processed logits [N, V] of a tree that follows the committed text."""

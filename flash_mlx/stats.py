@@ -15,7 +15,8 @@ from typing import Generic
 
 import mlx.core as mx
 
-from flash_mlx.decode import Cache, Drafter, Output, Round, State, Take, Target
+from flash_mlx.around import TargetAround
+from flash_mlx.decode import Cache, Drafter, Output, Round, State, Target
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree
@@ -106,40 +107,17 @@ class GenerationStats:
         return (self.generation_tokens - 1) / self.decode_seconds if self.decode_seconds else 0.0
 
 
-@dataclass(eq=False)
-class TimedTarget:
+class TimedTarget(TargetAround):
     """A target that clocks its passes.
 
     Attributes:
-        target: Does the work.
         verify_seconds: Time in `verify` so far, until the device is done [s].
     """
 
-    target: Target
-    verify_seconds: float = 0.0
-
-    @property
-    def vocab_size(self) -> int:
-        """See `Target`."""
-        return self.target.vocab_size
-
-    @property
-    def hidden_size(self) -> int:
-        """See `Target`."""
-        return self.target.hidden_size
-
-    @property
-    def max_context(self) -> int | None:
-        """See `Target`."""
-        return self.target.max_context
-
-    def make_cache(self) -> Cache:
-        """See `Target`."""
-        return self.target.make_cache()
-
-    def prefill(self, prompt: Prompt, cache: Cache, take: Take | None = None) -> Output:
-        """See `Target`; not clocked."""
-        return self.target.prefill(prompt, cache, take)
+    def __init__(self, target: Target) -> None:
+        """Start the clock at 0."""
+        super().__init__(target)
+        self.verify_seconds = 0.0
 
     def verify(self, tree: DraftTree, cache: Cache) -> Output:
         """See `Target`."""
@@ -148,14 +126,6 @@ class TimedTarget:
         mx.eval(out.logits, out.hidden)
         self.verify_seconds += time.perf_counter() - start
         return out
-
-    def embed(self, tokens: mx.array) -> mx.array:
-        """See `Target`."""
-        return self.target.embed(tokens)
-
-    def lm_head(self, hidden: mx.array) -> mx.array:
-        """See `Target`."""
-        return self.target.lm_head(hidden)
 
 
 @dataclass(eq=False)

@@ -11,12 +11,13 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from flash_mlx.decode import Drafter, Target, decode
+from flash_mlx.decode import Drafter, Target
 from flash_mlx.processing import make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.targets import LoadedTarget
 from flash_mlx.tree import DraftTree, Topology
+from flash_mlx.verify import greedy_text
 from tiny import random_image
 
 TREE = Topology((-1, 0, 0, 0, 1, 2, 2, 4, 5, 5, 7, 9))
@@ -95,17 +96,5 @@ def mlx_vlm_ids(
 
 def run(target: Target, drafter: Drafter, prompt: Prompt, max_tokens: int) -> tuple:
     """Return the greedy ids, and how many drafts were accepted and rejected."""
-    rounds = list(
-        decode(
-            target,
-            drafter,
-            prompt,
-            sampler=Sampler(),
-            key=mx.random.key(0),
-            max_tokens=max_tokens,
-            stop_ids=(),
-        )
-    )
-    accepted = sum(r.num_accepted for r in rounds)
-    rejected = sum(r.num_drafted for r in rounds) - accepted
-    return [token for r in rounds for token in r.tokens], accepted, rejected
+    text = greedy_text(target, drafter, prompt, max_tokens)
+    return list(text.tokens), text.accepted, text.drafted - text.accepted

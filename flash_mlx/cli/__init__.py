@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import click
 
-from flash_mlx.cli import bench, caption, convert, doctor, generate
+from flash_mlx.cli import bench, caption, convert, doctor, generate, verify
 from flash_mlx.cli.options import INTERRUPTED
 
 
@@ -38,6 +38,7 @@ def group(context: click.Context) -> None:
 group.add_command(generate.command)
 group.add_command(caption.command)
 group.add_command(bench.command)
+group.add_command(verify.command)
 group.add_command(convert.command)
 group.add_command(doctor.command)
 

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
     from flash_mlx.generate import Model
 
 
+prompts_option = click.option(
+    "--prompt",
+    "prompts",
+    multiple=True,
+    default=("Describe the image in detail.",),
+    show_default=True,
+    help="Prompts; picture i gets prompt i, over and over.",
+)
+
+
 class _Command(ListOptions):
     """Its lists: drafters, temperatures and prompts."""
 
@@ -38,17 +48,9 @@ class _Command(ListOptions):
 @click.option(
     "--data",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    required=True,
-    help="Folder of pictures.",
+    help="Folder of pictures.  [default: the bundled ones]",
 )
-@click.option(
-    "--prompt",
-    "prompts",
-    multiple=True,
-    default=("Describe the image in detail.",),
-    show_default=True,
-    help="Prompts; picture i gets prompt i, over and over.",
-)
+@prompts_option
 @click.option("--limit", type=int, default=40, show_default=True, callback=at_least(1))
 @click.option(
     "--temperature",
@@ -66,7 +68,7 @@ class _Command(ListOptions):
 def command(
     model: str,
     drafts: tuple[str, ...],
-    data: Path,
+    data: Path | None,
     prompts: tuple[str, ...],
     limit: int,
     temperatures: tuple[float, ...],
@@ -119,12 +121,16 @@ def command(
     click.echo(_table(report))
 
 
-def _pictures(data: Path, limit: int) -> list[Path]:
-    """The first pictures of a folder, by name.
+def _pictures(data: Path | None, limit: int) -> list[Path]:
+    """The first pictures of a folder, by name; the bundled ones if none is named.
 
     Raises:
         UsageError: It has none.
     """
+    if data is None:
+        from flash_mlx.loading import demo_pictures
+
+        return list(demo_pictures()[:limit])
     from flash_mlx.images import PICTURES
 
     files = sorted(f for f in data.iterdir() if f.suffix.lower() in PICTURES)[:limit]

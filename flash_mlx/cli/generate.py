@@ -55,16 +55,9 @@ def model_options(command: Command) -> Command:
     return command
 
 
-def sampling_options(command: Command) -> Command:
-    """Options that choose how tokens are drawn; unset ones follow generation_config.json."""
+def filter_options(command: Command) -> Command:
+    """Options that say which tokens may be drawn, and with which random numbers."""
     for option in (
-        click.option(
-            "--stop",
-            multiple=True,
-            metavar="TEXT",
-            callback=_check_stop,
-            help="End the text before this string. Repeatable.",
-        ),
         click.option(
             "--seed",
             type=click.IntRange(0, 2**63 - 1),
@@ -90,6 +83,22 @@ def sampling_options(command: Command) -> Command:
             callback=between(0, 1, open_low=True),
             help=f"Keep the best tokens up to this total probability; {UNSET}.",
         ),
+    ):
+        command = option(command)
+    return command
+
+
+def sampling_options(command: Command) -> Command:
+    """Options that choose how tokens are drawn; unset ones follow generation_config.json."""
+    command = click.option(
+        "--stop",
+        multiple=True,
+        metavar="TEXT",
+        callback=_check_stop,
+        help="End the text before this string. Repeatable.",
+    )(command)
+    command = filter_options(command)
+    for option in (
         click.option(
             "--temperature",
             "--temp",

@@ -116,7 +116,7 @@ def test_a_divergence_is_reported_with_its_gap(llava: LoadedTarget, prompts: lis
     wrong = (plain.tokens[3] + 1) % llava.target.vocab_size
     other = replace(plain, tokens=(*plain.tokens[:3], wrong, *plain.tokens[4:]))
     found = bench._first_divergence(llava, prompts, [(other, plain)])
-    logits = measure.read_answer(llava, prompts[0], plain.tokens).logits
+    logits = measure.read_answer(llava.target, prompts[0], plain.tokens).logits
     assert found is not None
     assert (found["prompt"], found["position"]) == (0, 3)
     assert found["tokens"] == [wrong, plain.tokens[3]]
@@ -131,19 +131,23 @@ def test_an_answer_is_read_with_the_logits_it_was_made_from(
     llava: LoadedTarget, prompts: list[Prompt]
 ) -> None:
     answer = bench._answer(llava, NoDrafter(), prompts[0], bench.Settings(max_tokens=9), 0)
-    logits = measure.read_answer(llava, prompts[0], answer.tokens).logits
+    logits = measure.read_answer(llava.target, prompts[0], answer.tokens).logits
     assert mx.argmax(logits, axis=-1).tolist() == list(answer.tokens)
-    one = measure.read_answer(llava, prompts[0], answer.tokens[:1]).logits
+    one = measure.read_answer(llava.target, prompts[0], answer.tokens[:1]).logits
     assert one.shape == (1, llava.target.vocab_size)
 
 
 def test_entropy_is_that_of_the_laws(llava: LoadedTarget, prompts: list[Prompt]) -> None:
     tokens = (5, 6, 7)
-    logits = np.array(measure.read_answer(llava, prompts[0], tokens).logits, dtype=np.float64)
+    logits = np.array(
+        measure.read_answer(llava.target, prompts[0], tokens).logits, dtype=np.float64
+    )
     law = np.exp(logits - logits.max(-1, keepdims=True))
     law /= law.sum(-1, keepdims=True)
     expected = -(law * np.log2(law)).sum(-1).mean()
-    assert measure.mean_entropy(llava, [(prompts[0], tokens)]) == pytest.approx(expected, rel=1e-4)
+    assert measure.mean_entropy(llava.target, [(prompts[0], tokens)]) == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_the_interval_holds_the_median_and_narrows_with_data() -> None:
