@@ -106,13 +106,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Text:
-    """A greedy answer.
-
-    Attributes:
-        tokens: [A] ids.
-        drafted: Drafts that the target read meanwhile.
-        accepted: Drafts among `tokens`.
-    """
+    """A greedy answer, [A] ids, and what drafting took and brought meanwhile."""
 
     tokens: tuple[int, ...]
     drafted: int
@@ -126,10 +120,7 @@ def greedy_text(
     max_tokens: int,
     stop_ids: Collection[int] = (),
 ) -> Text:
-    """Decode greedily.
-
-    Args, errors: see `decode`.
-    """
+    """Decode greedily. Args, errors: see `decode`."""
     rounds = list(
         decode(
             target,

@@ -29,6 +29,7 @@ from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
 from flash_mlx.verify import Report, Settings, diverging, least_certain, num_steps, verify
+from identity import ask
 from tiny import random_image
 from toy import OracleDrafter, RandomDrafter, ToyTarget, exact_law, generate, topologies
 
@@ -270,21 +271,31 @@ def test_chance_stays_below_the_floor_and_not_far_below() -> None:
     assert floor < 3 * np.mean(distances)
 
 
-@pytest.mark.parametrize("family", ["tiny_llava", "tiny_qwen"])
-def test_the_command_proves_it(family: str, tmp_path: Path, request: Any) -> None:
-    model = request.getfixturevalue(family)
+@pytest.mark.parametrize("family", ["llava", "qwen"])
+def test_tiny_targets_are_proved_with_penalties_on(family: str, request: Any) -> None:
+    loaded = request.getfixturevalue(family)
+    target = ProcessedTarget(loaded.target, Penalties(repetition_penalty=1.1))
+    drafter = RandomDrafter(FORKED, target.vocab_size, laws=True)
+    tried = replace(TRIED, max_tokens=12, draws=100, sampler=Sampler(top_p=0.5))
+    report = verify(target, drafter, [ask(loaded, 1)], tried)
+    assert report.passed
+    assert report.greedy_identical
+    assert report.drafted > report.accepted
+
+
+def test_the_command_proves_it(tiny_qwen: Path, tmp_path: Path) -> None:
     drafter = make_drafter(tmp_path / "drafter")
     random_image().save(tmp_path / "picture.png")
     code, out, err = command(
-        "verify", "--model", model, "--draft-model", drafter, "--image", tmp_path / "picture.png",
-        "--prompt", "What?", "Why?", "--max-tokens", 24, "--draws", 100, "--top-p", 0.9,
-        "--repetition-penalty", 1.1, "--json",
+        "verify", "--model", tiny_qwen, "--draft-model", drafter,
+        "--image", tmp_path / "picture.png", "--prompt", "What?", "Why?", "--max-tokens", 12,
+        "--draws", 100, "--top-p", 0.9, "--repetition-penalty", 1.1, "--json",
     )  # fmt: skip
     assert code == 0, err
     report = json.loads(out)
     assert report["greedy_identical"] is True
     assert (report["prompts"], report["divergences"], report["passed"]) == (2, [], True)
-    assert 2 < report["tokens"] <= 48
+    assert 2 < report["tokens"] <= 24
     assert 0 <= report["total_variation"] <= report["noise_floor"] < 1
 
 
