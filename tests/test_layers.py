@@ -16,7 +16,7 @@ SOURCES = sorted(
 LAYERS = (
     {"blas", "few_rows", "files", "images", "prompt", "timing", "tree"},
     {"kernels"},
-    {"cache", "penalties", "sampling"},
+    {"cache", "penalties", "sampling", "video"},
     {"accept"},
     {"decode", "cost"},
     {"around"},

@@ -16,6 +16,7 @@ from typing import Any, cast
 from flash_mlx.caption.describe import Caption
 from flash_mlx.caption.job import DEFAULT_PROMPT, Job
 from flash_mlx.generate import Model
+from flash_mlx.video import FPS, MAX_FRAMES
 
 __all__ = ["DEFAULT_PROMPT", "Caption", "Job", "caption"]
 
@@ -31,6 +32,8 @@ def caption(
     resume: bool = False,
     sidecar: bool = False,
     system: str | None = None,
+    fps: float = FPS,
+    max_frames: int = MAX_FRAMES,
     **settings: Any,
 ) -> Iterator[Caption]:
     """Describe pictures, one after the other.
@@ -43,6 +46,8 @@ def caption(
         resume: Go on with an output that has rows already: see `Job`.
         sidecar: Write each caption beside its picture too, `a.png` -> `a.txt`.
         system: A message before the conversation.
+        fps: Frames to read of a second of video.
+        max_frames: Most frames to read of a video; they are pictures to the model, in order.
         settings: Those of `stream_generate`.
 
     Returns:
@@ -55,4 +60,4 @@ def caption(
     one = isinstance(inputs, str | os.PathLike)
     files = [cast(Source, inputs)] if one else cast(Sequence[Source], inputs)
     job = Job(files, prompt, output=output, resume=resume, sidecar=sidecar)
-    return job.run(model, system=system, **settings)
+    return job.run(model, system=system, fps=fps, max_frames=max_frames, **settings)

@@ -10,19 +10,24 @@ import copy
 import hashlib
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from PIL import Image
 
 from flash_mlx.caption.listing import Item
 from flash_mlx.generate import Model, join, stream_generate
+from flash_mlx.images import ImageSource
 from flash_mlx.processing import make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets import LoadedTarget
+from flash_mlx.video import FPS, MAX_FRAMES, VIDEOS, load_video
 
 AHEAD = 2  # pictures that are prepared while one is described
 
@@ -69,19 +74,26 @@ class Caption:
 
 
 def describe(
-    model: Model, items: Iterable[Item], *, system: str | None = None, **settings: Any
+    model: Model,
+    items: Iterable[Item],
+    *,
+    system: str | None = None,
+    fps: float = FPS,
+    max_frames: int = MAX_FRAMES,
+    **settings: Any,
 ) -> Iterator[Caption]:
     """Describe pictures in order; the arguments and errors are those of `Job.run`."""
     # A tokenizer may not encode in one thread while it decodes in another.
     loaded = replace(model.loaded, processor=copy.deepcopy(model.processor))
+    prepare = partial(_prepare, loaded, system, partial(load_video, fps=fps, max_frames=max_frames))
     left = iter(items)
     with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
         ready: deque[Future[_Ready]] = deque()
         try:
-            ready.extend(pool.submit(_prepare, loaded, e, system) for e in islice(left, AHEAD))
+            ready.extend(pool.submit(prepare, e) for e in islice(left, AHEAD))
             while ready:
                 picture = ready.popleft().result()
-                ready.extend(pool.submit(_prepare, loaded, e, system) for e in islice(left, 1))
+                ready.extend(pool.submit(prepare, e) for e in islice(left, 1))
                 yield _describe(model, picture, settings)
         finally:
             pool.shutdown(cancel_futures=True)
@@ -97,21 +109,48 @@ class _Ready:
     error: str | None = None
 
 
-def _prepare(loaded: LoadedTarget, item: Item, system: str | None) -> _Ready:
+def _prepare(
+    loaded: LoadedTarget,
+    system: str | None,
+    read_video: Callable[[Path], list[Image.Image]],
+    item: Item,
+) -> _Ready:
     sha256 = None
     try:
         if item.file is None:
             return _Ready(item, None, None, item.error)
         if not item.file.is_file():
             raise FileNotFoundError(f"A picture must be a file; {item.path} is none.")
-        content = item.file.read_bytes()  # once: what is described is what `sha256` is of
-        sha256 = hashlib.sha256(content).hexdigest()
-        prompt = make_prompt(loaded, item.prompt, [content], system)
+        images: list[ImageSource]
+        if item.file.suffix.lower() in VIDEOS:
+            before = item.file.stat()
+            sha256 = hash_file(item.file)
+            images = [*read_video(item.file)]
+            after = item.file.stat()
+            if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+                raise ValueError(
+                    f"{item.path} must not change while it is read; it did. Try again."
+                )
+        else:
+            content = item.file.read_bytes()  # once: what is described is what `sha256` is of
+            sha256 = hashlib.sha256(content).hexdigest()
+            images = [content]
+        prompt = make_prompt(loaded, item.prompt, images, system)
         # Another thread cannot compute what was only planned in this one.
         mx.eval(*prompt.inputs.values())
     except Exception as error:  # noqa: BLE001  no file may stop the others, whatever is in it
         return _Ready(item, sha256, None, _one_line(error))
     return _Ready(item, sha256, prompt)
+
+
+def hash_file(file: Path) -> str:
+    """Return the SHA-256 of a file's bytes.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _describe(model: Model, picture: _Ready, settings: dict[str, Any]) -> Caption:

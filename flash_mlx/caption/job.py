@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flash_mlx.caption.describe import Caption, describe
+from flash_mlx.caption.describe import Caption, describe, hash_file
 from flash_mlx.caption.listing import Item, find_items
 from flash_mlx.caption.rows import RowFile
 from flash_mlx.files import replacing
@@ -69,20 +68,20 @@ class Job:
             raise
         self.num_done = len(items) - len(self.todo)
 
-    def run(self, model: Model, *, system: str | None = None, **settings: Any) -> Iterator[Caption]:
+    def run(self, model: Model, **settings: Any) -> Iterator[Caption]:
         """Describe what is to be done, and write down each caption before it is returned.
 
         Args:
             model: From `load`.
-            system: A message before the conversation.
-            settings: Those of `stream_generate`.
+            settings: `system`, `fps` and `max_frames` as for `caption`, and those of
+                `stream_generate`.
 
         Raises:
             OSError: A caption could not be written.
             ValueError: A setting is out of its range.
         """
         try:
-            captions = describe(model, self.todo, system=system, **settings)
+            captions = describe(model, self.todo, **settings)
             for item, each in zip(self.todo, captions, strict=True):
                 if self._rows is not None:
                     self._rows.append(each.to_row())
@@ -127,10 +126,7 @@ def _read_done(items: Sequence[Item], rows: RowFile) -> tuple[dict[Key, str | No
 def _sha256(file: Path) -> str | None:
     """Return the hash of a file's bytes; None if it cannot be read."""
     try:
-        if not file.is_file():
-            return None
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return hash_file(file) if file.is_file() else None
     except OSError:
         return None
 

@@ -1,8 +1,8 @@
 """What to caption: folders, globs, files and JSONL lists as a plain list of items.
 
-A folder and a glob bring the pictures in them, by suffix; a file that is named is taken as it is.
-A list has one JSON object a line: `path` (or `image`, or `file_name`), perhaps a `prompt`, and any
-other fields, which a prompt template may name: `--prompt "Describe this {style} picture."`.
+A folder and a glob bring the pictures and videos in them, by suffix; a file that is named is taken
+as it is. A list has one JSON object a line: `path` (or `image`, or `file_name`), perhaps a
+`prompt`, and any other fields, which a template may name: `--prompt "Describe this {style} work."`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flash_mlx.images import PICTURES
+from flash_mlx.video import VIDEOS
 
+SEEN = PICTURES + VIDEOS
 LISTS = (".jsonl", ".ndjson")
 PATH_FIELDS = ("path", "image", "file_name")
 FIELD = re.compile(r"\{([^\W\d]\w*)\}")
@@ -24,7 +26,7 @@ FIELD = re.compile(r"\{([^\W\d]\w*)\}")
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One picture and what to ask about it.
+    """One picture, or video, and what to ask about it.
 
     Attributes:
         path: Its name in the output: as a list says it, else the file's.
@@ -54,7 +56,7 @@ def find_items(inputs: Sequence[str | os.PathLike[str]], prompt: str) -> list[It
     items = list(dict.fromkeys(item for each in inputs for item in _items(Path(each), prompt)))
     if not items:
         raise ValueError(
-            f"There must be pictures to caption ({', '.join(PICTURES)}); "
+            f"There must be pictures or videos to caption ({', '.join(SEEN)}); "
             f"{', '.join(str(each) for each in inputs) or 'no input'} has none."
         )
     if not any(item.error or (item.file and item.file.exists()) for item in items):
@@ -74,21 +76,21 @@ def _items(path: Path, prompt: str) -> Iterator[Item]:
     elif not path.exists() and glob.has_magic(str(path)):
         # Not Path.glob: it refuses absolute patterns.
         found = map(Path, sorted(glob.glob(str(path), recursive=True)))  # noqa: PTH207
-        files = (file for file in found if file.is_file() and _is_picture(file.name))
+        files = (file for file in found if file.is_file() and _is_seen(file.name))
     for file in files:
         fields = {"path": str(file), "name": file.stem, "folder": file.parent.name}
         yield Item(str(file), file, _fill(prompt, fields))
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Yield pictures by name; hidden files and folders hold thumbnails and the like."""
+    """Yield what can be seen by name; hidden files and folders hold thumbnails and the like."""
     for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, name) for name in sorted(files) if _is_picture(name))
+        yield from (Path(parent, name) for name in sorted(files) if _is_seen(name))
 
 
-def _is_picture(name: str) -> bool:
-    return not name.startswith(".") and name.lower().endswith(PICTURES)
+def _is_seen(name: str) -> bool:
+    return not name.startswith(".") and name.lower().endswith(SEEN)
 
 
 def _read_list(file: Path, prompt: str) -> Iterator[Item]:

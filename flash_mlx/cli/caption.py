@@ -12,6 +12,7 @@ import click
 from flash_mlx.cli.generate import DEFAULT_PROMPT, _notices, model_options, sampling_options
 from flash_mlx.cli.options import INTERRUPTED
 from flash_mlx.cli.penalties import penalty_options
+from flash_mlx.cli.video import video_options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +57,7 @@ def _refuse_workers(
     help="What to ask; {name} stands for a field of a list's row.",
 )
 @click.option("--system", help="System message.")
+@video_options
 @click.option("--resume", is_flag=True, help="Go on with FILE: skip what it has already.")
 @click.option("--sidecar", is_flag=True, help="Write each caption beside its picture too, as .txt.")
 @click.option("--workers", type=int, hidden=True, expose_value=False, callback=_refuse_workers)
@@ -69,15 +71,14 @@ def command(
     draft_model: str,
     draft_block_size: int | None,
     prompt: str,
-    system: str | None,
     resume: bool,
     sidecar: bool,
     verbose: bool,
     **settings: Any,
 ) -> int:
-    """Describe many pictures: files, folders, globs, or lists (.jsonl with a path in each row).
+    """Describe many pictures and videos: files, folders, globs, or lists (.jsonl, a path a row).
 
-    A picture that cannot be read becomes a row with an error and stops nothing.
+    What cannot be read becomes a row with an error and stops nothing.
     """
     if not prompt.strip():
         raise click.UsageError("The prompt must hold text, and this one is empty.")
@@ -92,7 +93,7 @@ def command(
     loaded = load(model, draft_model, draft_block_size=draft_block_size)
     for line in _notices(loaded, draft_model):
         click.echo(line, err=True)
-    captions = job.run(loaded, system=system, **settings)
+    captions = job.run(loaded, **settings)
     return _follow(captions, len(job.todo), job.num_done, verbose=verbose)
 
 

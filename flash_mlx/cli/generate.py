@@ -13,10 +13,9 @@ import click
 from flash_mlx.cli.options import INTERRUPTED, ListOptions, at_least, between
 from flash_mlx.cli.penalties import penalty_options
 from flash_mlx.cli.show import coloured, has_colours, show_options
+from flash_mlx.cli.video import load_pictures, video_options
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from flash_mlx.generate import GenerationResponse, Model
 
 DEFAULT_PROMPT = "Describe this image in detail."
@@ -132,6 +131,8 @@ def _check_stop(
 @click.command("generate", cls=ListOptions)
 @model_options
 @click.option("--image", multiple=True, metavar="FILE...", help="Pictures, one or more.")
+@click.option("--video", multiple=True, metavar="FILE...", help="Videos, after the pictures.")
+@video_options
 @click.option("--prompt", help=f"What to say; - reads stdin.  [default: {DEFAULT_PROMPT}]")
 @click.option("--system", help="System message.")
 @sampling_options
@@ -144,26 +145,27 @@ def command(
     draft_model: str,
     draft_block_size: int | None,
     image: tuple[str, ...],
+    video: tuple[str, ...],
+    fps: float,
+    max_frames: int,
     prompt: str | None,
     system: str | None,
     verbose: bool,
     as_json: bool,
     show_drafts: bool,
     show_latents: Path | None,
-    max_tokens: int,
-    **sampling: Any,
+    **settings: Any,
 ) -> int:
     """Say what a picture shows, or anything else about pictures and text.
 
     Text streams to stdout, statistics go to stderr.
     """
-    text = _read_prompt(prompt, has_image=bool(image))
-    if show_latents is not None and not image:
+    text = _read_prompt(prompt, has_image=bool(image or video))
+    if show_latents is not None and not (image or video):
         raise click.UsageError("--show-latents draws on a picture; give --image.")
     from flash_mlx.generate import join, load, stream_generate
-    from flash_mlx.images import load_image
 
-    images: list[Image.Image] = [load_image(file) for file in image]  # before the model: fails soon
+    images = load_pictures(image, video, fps=fps, max_frames=max_frames)  # before the model
     loaded = load(model, draft_model, draft_block_size=draft_block_size)
     for line in _notices(loaded, draft_model):
         click.echo(line, err=True)
@@ -171,9 +173,7 @@ def command(
         from flash_mlx.viz import draw_latents
 
         draw_latents(loaded, images, text, system).save(show_latents, format="PNG")
-    responses = stream_generate(
-        loaded, text, images, system=system, max_tokens=max_tokens, **sampling
-    )
+    responses = stream_generate(loaded, text, images, system=system, **settings)
     show = coloured if show_drafts and has_colours() else None
     pieces, interrupted = _print_stream(responses, stream=not as_json, show=show)
     if pieces:
@@ -193,7 +193,9 @@ def _read_prompt(prompt: str | None, *, has_image: bool) -> str:
     """
     if prompt is None:
         if not has_image:
-            raise click.UsageError("There must be something to answer; give --image or --prompt.")
+            raise click.UsageError(
+                "There must be something to answer; give --image, --video or --prompt."
+            )
         return DEFAULT_PROMPT
     if prompt == "-":
         prompt = _read_stdin()

@@ -15,7 +15,7 @@ Check = Callable[[click.Context, click.Parameter, Value], Value]
 class ListOptions(click.Command):
     """A command whose options listed in `lists` take several values: `--image a.png b.png`."""
 
-    lists: tuple[str, ...] = ("--image",)
+    lists: tuple[str, ...] = ("--image", "--video")
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Spread the values over repeated options before click reads them."""

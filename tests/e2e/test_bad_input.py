@@ -74,7 +74,7 @@ def test_wrong_usage_names_the_flag_and_what_came(
 
 def test_wrong_usage_elsewhere(complaint: Complaint, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "dance" in complaint(2, "dance")
-    assert "--image or --prompt" in complaint(2, "generate")
+    assert "--image, --video or --prompt" in complaint(2, "generate")
     assert "empty" in complaint(2, "generate", "--prompt", " ")
     monkeypatch.setattr(sys, "stdin", None)
     assert "empty" in complaint(2, "generate", "--prompt", "-")
