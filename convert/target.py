@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 
 from flash_mlx import blas
-from flash_mlx.checkpoint import resolve_path
+from flash_mlx.hub import resolve_path
 from flash_mlx.targets.checks import check_files, read_config
 from flash_mlx.targets.quiet import complaining
 

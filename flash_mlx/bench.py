@@ -21,6 +21,7 @@ import mlx.core as mx
 import numpy as np
 
 from flash_mlx.decode import Drafter, NoDrafter, Round, Target, decode
+from flash_mlx.loading import read_by
 from flash_mlx.measure import bootstrap_interval, first_difference, mean_entropy, read_answer
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
@@ -147,7 +148,9 @@ def _answer(
     if drafter is None:
         return _mlx_vlm_answer(loaded, prompt, settings.max_tokens)
     stats = GenerationStats()
-    rounds = stats.watch(_decode(loaded, loaded.target, drafter, prompt, settings, index))
+    rounds = stats.watch(
+        _decode(loaded, read_by(drafter, loaded).target, drafter, prompt, settings, index)
+    )
     tokens = tuple(token for each in rounds for token in each.tokens)
     return Answer(tokens, stats.prefill_seconds, stats.decode_seconds, stats, _peak_memory_gb())
 
@@ -275,7 +278,7 @@ def _phases(
     """
     if drafter is None:
         return dict.fromkeys(PHASES)
-    target, timed = TimedTarget(loaded.target), TimedDrafter(drafter)
+    target, timed = TimedTarget(read_by(drafter, loaded).target), TimedDrafter(drafter)
     decoding, rounds = 0.0, 0
     for index, prompt in enumerate(prompts):
         stats = GenerationStats()

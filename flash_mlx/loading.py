@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import mlx.core as mx
 
 from flash_mlx import blas
-from flash_mlx.checkpoint import load_drafter, resolve_path
+from flash_mlx.checkpoint import TargetFacts, load_drafter
 from flash_mlx.decode import Drafter, Target
 from flash_mlx.draft import FlashDrafter, NgramDrafter
+from flash_mlx.draft.kinds import kind_of
+from flash_mlx.draft.stepwise import StepwiseDrafter
+from flash_mlx.hub import resolve_path
 from flash_mlx.targets import LoadedTarget, load_target
+from flash_mlx.targets.taps import TappedTarget
 
 DEMO = Path(__file__).parent / "demo"
 
@@ -27,7 +31,7 @@ class Model:
         drafter: What drafts; None decodes plainly.
         name: The target as the caller named it.
         draft_name: The drafter as the caller named it, or what `auto` chose; `none` without one.
-        draft_kind: `flash`, `ngram` or `none`.
+        draft_kind: `flash`, `eagle`, `eagle3`, `msd`, `vispec`, `ngram` or `none`.
         is_demo: Whether the target is the bundled demo, which only knows drawn scenes.
     """
 
@@ -35,7 +39,7 @@ class Model:
     drafter: Drafter[Any] | None
     name: str
     draft_name: str
-    draft_kind: Literal["flash", "ngram", "none"]
+    draft_kind: str
     is_demo: bool
 
     @property
@@ -55,6 +59,8 @@ class Model:
 
     def num_latents(self, num_images: int) -> int:
         """Latents that the drafter reads in place of the visual tokens of `num_images` images."""
+        if isinstance(self.drafter, StepwiseDrafter):
+            return num_images * max(0, self.drafter.model.config.num_queries - 1)
         if not isinstance(self.drafter, FlashDrafter):
             return 0
         return num_images * self.drafter.model.config.num_latents
@@ -132,13 +138,55 @@ def _draft_folder(name: str) -> Path | None:
 
 def _attach(model: Model, name: str, folder: Path | None, block_size: int | None) -> Model:
     if folder is not None:
-        model_type = model.loaded.model_type
-        drafter = load_drafter(folder, model.target, block_size, model_type=model_type)
-        return replace(model, drafter=drafter, draft_name=name, draft_kind="flash")
-    if name == "ngram":
-        lookup = NgramDrafter(block_size)
-        return replace(model, drafter=lookup, draft_name=name, draft_kind="ngram")
-    return replace(model, drafter=None, draft_name=name, draft_kind="none")
+        plain = untapped(model.loaded)
+        drafter = load_drafter(folder, plain.target, block_size, facts_of(plain))
+        return replace(
+            model,
+            loaded=read_by(drafter, plain),
+            drafter=drafter,
+            draft_name=name,
+            draft_kind=kind_of(drafter.model),
+        )
+    kind, lookup = ("ngram", NgramDrafter(block_size)) if name == "ngram" else ("none", None)
+    loaded = untapped(model.loaded)
+    return replace(model, loaded=loaded, drafter=lookup, draft_name=name, draft_kind=kind)
+
+
+def read_by(drafter: Drafter[Any] | None, loaded: LoadedTarget) -> LoadedTarget:
+    """Return a target that hands out what a drafter reads of it.
+
+    Args:
+        drafter: Some drafters read more than the last hidden states.
+        loaded: The target; it stays as it is, and shares its weights.
+
+    Raises:
+        ValueError: If the target lacks the layers that the drafter reads.
+    """
+    plain = untapped(loaded)
+    if not isinstance(drafter, StepwiseDrafter):
+        return plain
+    model = drafter.model
+    taps = model.taps(plain.target.num_layers)
+    return replace(plain, target=TappedTarget(plain.target, taps, hidden=model.needs_hidden))
+
+
+def untapped(loaded: LoadedTarget) -> LoadedTarget:
+    """Return the target as it was loaded."""
+    target = loaded.target
+    return replace(loaded, target=target.plain) if isinstance(target, TappedTarget) else loaded
+
+
+def facts_of(loaded: LoadedTarget) -> TargetFacts:
+    """Return what drafters' notes about their target are held against."""
+    text = loaded.config.get("text_config")
+    text = text if isinstance(text, Mapping) else {}
+    base = text.get("rope_theta", loaded.config.get("rope_theta"))
+    return TargetFacts(
+        model_type=loaded.model_type,
+        rope_base=float(base) if isinstance(base, int | float) else None,
+        num_layers=loaded.target.num_layers,
+        trees=loaded.target.supports_tree,
+    )
 
 
 def _demo(part: str) -> Path:

@@ -14,7 +14,7 @@ SOURCES = sorted(
 )
 
 LAYERS = (
-    {"blas", "few_rows", "files", "images", "prompt", "timing", "tree"},
+    {"blas", "hub", "few_rows", "files", "images", "prompt", "timing", "tree"},
     {"kernels"},
     {"cache", "penalties", "sampling", "video"},
     {"accept"},
@@ -35,7 +35,7 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 HOMES = {
     "click": {"cli"},
     "mlx_vlm": {"targets", "processing", "bench", "convert", "integrations"},
-    "huggingface_hub": {"checkpoint"},
+    "huggingface_hub": {"hub"},
 }
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
+from typing import ClassVar
 
-LARGEST = 2**31
+from flash_mlx.draft.settings import Settings, require_even
 
 
 @dataclass(frozen=True)
-class FlashConfig:
+class FlashConfig(Settings):
     """Sizes and switches of a FLASH drafter.
 
     Attributes:
@@ -38,12 +37,24 @@ class FlashConfig:
             `hydra_size`.
 
     Raises:
-        ValueError: If a value is out of its range. Numbers and matrices must stay below `LARGEST`
-            entries, which MLX can index.
+        ValueError: If a value is out of its range.
     """
 
-    hidden_size: int
-    vocab_size: int
+    MAY_BE_ZERO: ClassVar[frozenset[str]] = frozenset(
+        {"markov_rank", "hydra_size", "recurrent_size"}
+    )
+    MATRICES: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("num_heads", "head_dim", "hidden_size"),
+        ("intermediate_size", "hidden_size"),
+        ("num_latents", "hidden_size"),
+        ("block_size", "hidden_size"),
+        ("vocab_size", "hidden_size"),
+        ("vocab_size", "markov_rank"),
+        ("hydra_size", "hidden_size"),
+        ("recurrent_size", "hidden_size"),
+        ("recurrent_size", "recurrent_size"),
+    )
+
     block_size: int = 4
     num_latents: int = 64
     num_heads: int = 8
@@ -63,69 +74,10 @@ class FlashConfig:
         """Check types and ranges, and fill in the MLP's width."""
         if self.intermediate_size == 0 and isinstance(self.hidden_size, int):
             object.__setattr__(self, "intermediate_size", 4 * self.hidden_size)
-        for field in fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name in ("markov_rank", "hydra_size", "recurrent_size") else 1
-            match field.type:
-                case "int":
-                    good = type(value) is int and least <= value < LARGEST
-                    rule = f"a whole number below 2**31, at least {least}"
-                case "float":
-                    good = type(value) in (int, float) and 0 < value < math.inf
-                    rule = "a number above 0"
-                case _:
-                    good, rule = type(value) is bool, "true or false"
-            if not good:
-                raise ValueError(f"{field.name} of a drafter must be {rule}; got {value!r}.")
-        if self.head_dim % 2:
-            raise ValueError(
-                f"head_dim of a drafter must be even (it is rotated in pairs); got {self.head_dim}."
-            )
+        super().__post_init__()
+        require_even(self.head_dim)
         if self.hydra_size and self.recurrent_size:
             raise ValueError(
                 "A drafter must have hydra_size or recurrent_size, not both; "
                 f"got {self.hydra_size} and {self.recurrent_size}."
             )
-        self._check_products()
-
-    def _check_products(self) -> None:
-        """Require matrices of a size that can be indexed; each factor is in its range already."""
-        for names in (
-            ("num_heads", "head_dim", "hidden_size"),
-            ("intermediate_size", "hidden_size"),
-            ("num_latents", "hidden_size"),
-            ("block_size", "hidden_size"),
-            ("vocab_size", "hidden_size"),
-            ("vocab_size", "markov_rank"),
-            ("hydra_size", "hidden_size"),
-            ("recurrent_size", "hidden_size"),
-            ("recurrent_size", "recurrent_size"),
-        ):
-            values = [getattr(self, name) for name in names]
-            if math.prod(values) >= LARGEST:
-                raise ValueError(
-                    f"{' * '.join(names)} of a drafter must be below 2**31; "
-                    f"got {' * '.join(map(str, values))}."
-                )
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, object]) -> FlashConfig:
-        """Return the configuration that `to_dict` wrote.
-
-        Raises:
-            ValueError: If a setting is missing, unknown (it may change what the weights mean) or
-                out of its range.
-        """
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(values.keys() - known):
-            raise ValueError(
-                f"A drafter's settings must be among {', '.join(sorted(known))}; "
-                f"got {', '.join(unknown)} as well. A newer flash-mlx may know them."
-            )
-        if missing := sorted({"hidden_size", "vocab_size"} - values.keys()):
-            raise ValueError(f"A drafter's settings must hold {' and '.join(missing)}.")
-        return cls(**values)  # type: ignore[arg-type]  # checked by __post_init__
-
-    def to_dict(self) -> dict[str, int | float | bool]:
-        """Return all settings, ready for JSON."""
-        return asdict(self)

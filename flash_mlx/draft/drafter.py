@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
+from flash_mlx.draft.buffer import write_rows
 from flash_mlx.draft.corrections import swiglu
 from flash_mlx.draft.in_turn import InTurn
 from flash_mlx.draft.model import FlashModel
@@ -30,8 +31,6 @@ from flash_mlx.few_rows import lay_out_for_few_rows
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
-
-GROWTH = 256  # entries by which the cache grows: rarely, and not by much more than is needed
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,8 +214,8 @@ class FlashDrafter:
             scale=1,
             offset=start,
         )
-        keys = _write(state.keys, turned[:, heads:], start)
-        values = _write(state.values, joined[:, 2 * heads :], start)
+        keys = write_rows(state.keys, turned[:, heads:], start)
+        values = write_rows(state.values, joined[:, 2 * heads :], start)
         return turned[:, :heads], keys, values
 
     def _read(self, entries: mx.array, hidden: mx.array, state: FlashState) -> FlashState:
@@ -291,16 +290,3 @@ def _pick(
     # Only divided by a temperature, the law is not needed for the race: its logarithm will do.
     head_start = -mx.log(times) * sampler.temperature
     return lambda slot, logits: mx.argmax(logits + head_start[slot : slot + len(logits)], axis=-1)
-
-
-def _write(buffer: mx.array, rows: mx.array, start: int) -> mx.array:
-    """Return the buffer with rows [1, H, R, Dh] at `start`, larger if need be.
-
-    The given buffer is not changed. When nobody else holds it, MLX reuses its memory.
-    """
-    missing = start + rows.shape[2] - buffer.shape[2]
-    if missing > 0:
-        grown = -(-missing // GROWTH) * GROWTH
-        shape = (*buffer.shape[:2], grown, buffer.shape[3])
-        buffer = mx.concatenate([buffer, mx.zeros(shape, dtype=buffer.dtype)], axis=2)
-    return mx.slice_update(buffer, rows, mx.array([start]), axes=[2])

@@ -75,6 +75,11 @@ class MlxVlmTarget:
                 f"{family.model_type} model are not plain key-value caches."
             )
 
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers."""
+        return len(self._decoder.layers)
+
     def make_cache(self) -> SequenceCache:
         """Return the cache of a new sequence."""
         return SequenceCache(self._make_layers(self._language_model))
