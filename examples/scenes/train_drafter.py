@@ -164,12 +164,12 @@ def main() -> None:
 
     target = loaded.target
     settings: dict[str, Any] = {
-        "block_size": 7,
+        "block_size": 10,
         "num_latents": 16,
         "num_heads": 3,
         "head_dim": 64,
         "norm_inputs": True,
-        "hydra_size": 128,
+        "recurrent_size": 128,
     }
     mx.random.seed(3)
     model = FlashModel(
