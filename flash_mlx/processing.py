@@ -13,16 +13,21 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 from PIL import Image
 
 from flash_mlx.images import ImageSource, load_image
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets import LoadedTarget
 from flash_mlx.targets.quiet import quiet
+from flash_mlx.targets.rows import Read
 
 __all__ = ["Detokenizer", "ImageSource", "image_spans", "load_image", "make_prompt"]
 
 MAX_SIDE_RATIO = 200  # of Qwen's processor; LLaVA's would need gigabytes for such strips
+# The attention mask of one sequence says nothing, and would not fit a prompt with an answer; types
+# and labels of rows are for training.
+NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "token_type_ids", "labels")
 REPLACEMENT = "\ufffd"
 
 
@@ -54,26 +59,20 @@ def make_prompt(
     for number, picture in enumerate(pictures, start=1):
         _check_shape(picture, number)
     written = _apply_template(loaded, text, system, len(pictures))
-    try:
-        with quiet():
-            arrays = loaded.processor(text=[written], images=pictures or None)
-    except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
-        raise ValueError(f"The checkpoint's processor must take the prompt: {error}") from error
-    tokens = tuple(arrays["input_ids"][0].tolist())
-    # The attention mask of one sequence says nothing, and would not fit a prompt with an answer.
-    inputs = {
-        name: value
-        for name, value in arrays.items()
-        if name not in ("input_ids", "attention_mask") and isinstance(value, mx.array)
-    }
+    tokens, inputs = _process(loaded, written, pictures)
     spans = _find_spans(loaded, tokens, inputs, len(pictures))
+    if pictures and loaded.family.prepare is not None:
+        inputs = dict(loaded.family.prepare(loaded.config, inputs))
     prompt = Prompt(tokens=tokens, image_spans=spans, inputs=inputs if pictures else {})
     prompt.require_fits(loaded.target.max_context)
     return prompt
 
 
 def image_spans(
-    tokens: Sequence[int], image_token_id: int, rows_per_image: Sequence[int]
+    tokens: Sequence[int],
+    image_token_id: int,
+    rows_per_image: Sequence[int],
+    marks: bool = False,
 ) -> tuple[tuple[int, int], ...]:
     """Find the rows of each image.
 
@@ -81,6 +80,7 @@ def image_spans(
         tokens: [T] ids with placeholders expanded.
         image_token_id: Id of a visual row.
         rows_per_image: [I] visual rows of each image.
+        marks: Whether other rows may stand between the visual rows of an image, and belong to it.
 
     Returns:
         [I] half-open row ranges, in order; two images may touch.
@@ -89,20 +89,20 @@ def image_spans(
         ValueError: If the visual rows are not those of the images, each in one piece.
     """
     spans: list[tuple[int, int]] = []
-    total = sum(token == image_token_id for token in tokens)
-    end = 0
-    if total == sum(rows_per_image):
+    visual = [row for row, token in enumerate(tokens) if token == image_token_id]
+    if len(visual) == sum(rows_per_image) and all(rows_per_image):
+        done = 0
         for rows in rows_per_image:
-            start = tokens.index(image_token_id, end)
-            end = start + rows
-            if any(token != image_token_id for token in tokens[start:end]):
+            start, end = visual[done], visual[done + rows - 1] + 1
+            if end - start != rows and not marks:
                 break
             spans.append((start, end))
-    if len(spans) != len(rows_per_image) or total != sum(rows_per_image):
+            done += rows
+    if len(spans) != len(rows_per_image) or len(visual) != sum(rows_per_image):
         raise ValueError(
             f"The prompt must hold {len(rows_per_image)} images with "
             f"{', '.join(map(str, rows_per_image)) or 'no'} rows, each in one piece; it has "
-            f"{total} visual rows otherwise. The chat template and the processor of this "
+            f"{len(visual)} visual rows otherwise. The chat template and the processor of this "
             "checkpoint do not fit its model."
         )
     return tuple(spans)
@@ -182,10 +182,11 @@ def _apply_template(loaded: LoadedTarget, text: str, system: str | None, num_ima
     messages = [{"role": "user", "content": text}]
     if system is not None:
         messages.insert(0, {"role": "system", "content": system})
+    model_type = loaded.family.template_as or loaded.model_type
     try:
         return str(
             apply_chat_template(
-                loaded.processor, {"model_type": loaded.model_type}, messages, num_images=num_images
+                loaded.processor, {"model_type": model_type}, messages, num_images=num_images
             )
         )
     except (TemplateError, ValueError, TypeError) as error:
@@ -194,13 +195,36 @@ def _apply_template(loaded: LoadedTarget, text: str, system: str | None, num_ima
         ) from error
 
 
+def _process(
+    loaded: LoadedTarget, written: str, pictures: list[Image.Image]
+) -> tuple[tuple[int, ...], dict[str, mx.array]]:
+    """Return the ids [T] of a written prompt, and the processor's other arrays."""
+    options: dict[str, Any] = {}
+    if (bos := loaded.processor.tokenizer.bos_token) and written.startswith(bos):
+        options["add_special_tokens"] = False  # the template has written it already
+    try:
+        with quiet():
+            arrays = loaded.processor(text=[written], images=pictures or None, **options)
+    except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
+        raise ValueError(f"The checkpoint's processor must take the prompt: {error}") from error
+    tokens = tuple(np.array(arrays["input_ids"])[0].tolist())
+    inputs = {
+        name: mx.array(value)
+        for name, value in arrays.items()
+        if name not in NOT_FOR_THE_MODEL and isinstance(value, mx.array | np.ndarray)
+    }
+    return tokens, inputs
+
+
 def _find_spans(
     loaded: LoadedTarget, tokens: tuple[int, ...], inputs: Mapping[str, mx.array], num_images: int
 ) -> tuple[tuple[int, int], ...]:
-    rows = loaded.family.rows_per_image(loaded.config, inputs) if num_images else ()
+    family, image = loaded.family, loaded.image_token_id
+    read = Read(loaded.config, inputs, tokens, image, loaded.processor)
+    rows = family.rows_per_image(read) if num_images else ()
     if len(rows) != num_images:
         raise ValueError(
             f"The processor must return one entry an image; it returned {len(rows)} for "
             f"{num_images}."
         )
-    return image_spans(tokens, loaded.image_token_id, rows)
+    return image_spans(tokens, image, rows, family.marks)

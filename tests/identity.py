@@ -76,15 +76,20 @@ def mlx_vlm_ids(
     from mlx_vlm import stream_generate
 
     criteria = loaded.processor.tokenizer.stopping_criteria
+    ids = mx.array(prompt.tokens)[None]
     inputs = {"pixel_values": None, **prompt.inputs}
+    family = loaded.family
+    if family.image_rows is not None and prompt.inputs:
+        # Its own way is not that of the family's authors: it is given the rows to put in.
+        inputs["cached_image_features"] = family.image_rows(loaded.target.model, inputs)[:, None]
     with monkeypatch.context() as patch:
         patch.setattr(criteria, "eos_token_ids", [])
         responses = stream_generate(
             loaded.target.model,
             loaded.processor,
             "",
-            input_ids=mx.array(prompt.tokens)[None],
-            mask=None,
+            input_ids=ids,
+            mask=mx.ones_like(ids) if family.attends_mask else None,
             max_tokens=max_tokens,
             temperature=0.0,
             **settings,

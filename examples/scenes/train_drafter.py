@@ -25,14 +25,12 @@ import mlx.core as mx
 import numpy as np
 from PIL import Image
 
-from flash_mlx.decode import decode
 from flash_mlx.draft import FlashConfig, FlashModel
 from flash_mlx.draft.drafter import FlashDrafter
 from flash_mlx.processing import make_prompt
-from flash_mlx.sampling import Sampler
-from flash_mlx.stats import GenerationStats
 from flash_mlx.targets import LoadedTarget, load_target
 from flash_mlx.train import Batch, Example, Teacher, TrainConfig, Trainer, TrainingCallback
+from flash_mlx.train.validate import mean_acceptance_length
 from language import CAPTION_PROMPTS
 from model import Llava, TextShape, VisionShape
 from render import render
@@ -111,24 +109,23 @@ class Printer(TrainingCallback):
 def measured(loaded: LoadedTarget, model: FlashModel, scenes: int) -> dict[str, float]:
     """Mean acceptance length of the decoding loop on tuning scenes, at temperature 0 and 1."""
     drafter = FlashDrafter(model, loaded.target.embed, loaded.target.lm_head)
-    out = {}
-    for temperature in (0.0, 1.0):
-        stats = GenerationStats()
-        for i in range(scenes):
-            prompt = make_prompt(loaded, CAPTION_PROMPTS[i % 5], [picture_of(TUNING + i)])
-            rounds = decode(
+    prompts = [
+        make_prompt(loaded, CAPTION_PROMPTS[i % 5], [picture_of(TUNING + i)]) for i in range(scenes)
+    ]
+    return {
+        f"mean_acceptance_length_t{temperature:g}": round(
+            mean_acceptance_length(
                 loaded.target,
                 drafter,
-                prompt,
-                sampler=Sampler(temperature=temperature),
-                key=mx.random.key(i),
+                prompts,
+                temperature=temperature,
                 max_tokens=200,
-                stop_ids=frozenset(loaded.eos_ids),
-            )
-            for _ in stats.watch(rounds):
-                pass
-        out[f"mean_acceptance_length_t{temperature:g}"] = round(stats.mean_acceptance_length, 3)
-    return out
+                stop_ids=loaded.eos_ids,
+            ),
+            3,
+        )
+        for temperature in (0.0, 1.0)
+    }
 
 
 def parse() -> argparse.Namespace:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import click
 
-from flash_mlx.cli import bench, caption, convert, doctor, generate, verify
+from flash_mlx.cli import bench, caption, convert, doctor, generate, train, verify
 from flash_mlx.cli.options import INTERRUPTED
 
 
@@ -39,6 +39,7 @@ group.add_command(generate.command)
 group.add_command(caption.command)
 group.add_command(bench.command)
 group.add_command(verify.command)
+group.add_command(train.command)
 group.add_command(convert.command)
 group.add_command(doctor.command)
 

@@ -15,7 +15,6 @@ Shapes:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -23,6 +22,7 @@ import mlx.nn as nn
 from flash_mlx.decode import Cache, Output, Take
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets.cache import SequenceCache
+from flash_mlx.targets.decoder import Decoder
 from flash_mlx.targets.families import Family
 from flash_mlx.targets.hooks import TreeHooks
 from flash_mlx.tree import DraftTree, Topology
@@ -53,7 +53,7 @@ class MlxVlmTarget:
         Raises:
             ValueError: If `chunk_size` is below 1 or the model's cache cannot drop rows.
         """
-        from mlx_vlm.models.cache import KVCache, make_prompt_cache
+        from mlx_vlm.models.cache import KVCache
 
         if chunk_size < 1:
             raise ValueError(f"Prompt rows per pass must be 1 or more; got {chunk_size}.")
@@ -64,12 +64,10 @@ class MlxVlmTarget:
         self.vocab_size: int = text.vocab_size
         self.hidden_size: int = text.hidden_size
         self.max_context: int | None = text.max_position_embeddings
-        self._language_model: Any = model.language_model
-        self._decoder: Any = model.language_model.model
+        self._decoder = Decoder(model, family)
         self._chunk_size = chunk_size
-        self._make_layers = make_prompt_cache
-        self._hooks = TreeHooks(self._decoder, KVCache)
-        if any(type(layer) is not KVCache for layer in make_prompt_cache(self._language_model)):
+        self._hooks = TreeHooks(self._decoder.stack, KVCache)
+        if any(type(layer) is not KVCache for layer in self._decoder.make_layers()):
             raise ValueError(
                 f"The caches of a target must be able to drop rows; those of this "
                 f"{family.model_type} model are not plain key-value caches."
@@ -78,11 +76,11 @@ class MlxVlmTarget:
     @property
     def num_layers(self) -> int:
         """Decoder layers."""
-        return len(self._decoder.layers)
+        return len(self._decoder.stack.layers)
 
     def make_cache(self) -> SequenceCache:
         """Return the cache of a new sequence."""
-        return SequenceCache(self._make_layers(self._language_model))
+        return SequenceCache(self._decoder.make_layers())
 
     def prefill(self, prompt: Prompt, cache: Cache, take: Take | None = None) -> Output:
         """Read the rows of the prompt that the cache does not hold yet, in chunks; commit them.
@@ -144,16 +142,11 @@ class MlxVlmTarget:
 
     def embed(self, tokens: mx.array) -> mx.array:
         """Return [R, D], the embeddings of ids [R] as the decoder layers receive them."""
-        embedded: mx.array = self._decoder.embed_tokens(tokens)
-        return embedded
+        return self._decoder.embed(tokens)
 
     def lm_head(self, hidden: mx.array) -> mx.array:
         """Return logits [R, V] of `hidden` [R, D]."""
-        head = self._language_model.get("lm_head", None)
-        logits: mx.array = (
-            self._decoder.embed_tokens.as_linear(hidden) if head is None else head(hidden)
-        )
-        return logits
+        return self._decoder.head(hidden)
 
     def _read_chunks(self, prompt: Prompt, cache: SequenceCache) -> Iterator[tuple[int, mx.array]]:
         """Read and commit the rows after the cache's.
@@ -165,44 +158,25 @@ class MlxVlmTarget:
         ids = mx.array(prompt.tokens, dtype=mx.int32)[None]
         text_alone = first > 0 and all(stop <= first for _, stop in prompt.image_spans)
         if not text_alone:
-            embeds, positions, cache.rope_delta = self._read_inputs(prompt, ids)
+            features = self._decoder.read(prompt)
+            cache.rope_delta = features.rope_delta
         for start in range(first, num_rows, self._chunk_size):
             rows = slice(start, min(start + self._chunk_size, num_rows))
             cache.open(Topology.chain(rows.stop - start - 1))
             if text_alone:
                 hidden = self._read_chain(ids[:, rows], cache)
             else:
-                kwargs = {} if positions is None else {"position_ids": positions[..., rows]}
-                hidden = self._decoder(
-                    ids[:, rows], inputs_embeds=embeds[:, rows], cache=cache.layers, **kwargs
-                )[0]
+                hidden = self._decoder(ids[:, rows], cache.layers, **features.of(rows))
             mx.eval(hidden)
             cache.commit(range(rows.stop - start))
             if num_rows - first > self._chunk_size:
                 mx.clear_cache()  # each chunk's scores have a size of their own, used once
             yield start, hidden
 
-    def _read_inputs(self, prompt: Prompt, ids: mx.array) -> tuple[mx.array, mx.array | None, int]:
-        """Embed text and images.
-
-        Returns:
-            Embeddings [1, T, D]; under M-RoPE positions [3, 1, T], else None; and the rope delta.
-        """
-        # One sequence without padding needs no attention mask, whatever the processor returned.
-        inputs = {name: x for name, x in prompt.inputs.items() if name != "attention_mask"}
-        pixel_values = inputs.pop("pixel_values", None)
-        features = self.model.get_input_embeddings(ids, pixel_values, **inputs)
-        mx.eval(features.inputs_embeds)
-        if not self.family.mrope:
-            return features.inputs_embeds, None, 0
-        positions = mx.broadcast_to(features.position_ids, (3, *ids.shape))
-        return features.inputs_embeds, positions, int(features.rope_deltas.item())
-
     def _read_chain(self, ids: mx.array, cache: SequenceCache) -> mx.array:
         """Return hidden [N, D] of ids [1, N] in the model's ordinary causal pass."""
         if not self.family.mrope:
-            hidden: mx.array = self._decoder(ids, cache=cache.layers)[0]
-            return hidden
+            return self._decoder(ids, cache.layers)
         first = cache.length + cache.rope_delta
         return self._read_at(ids, mx.arange(first, first + ids.shape[1]), cache)
 
@@ -216,14 +190,12 @@ class MlxVlmTarget:
         with self._hooks.active(cache.layers, mask[None, None], positions):
             if self.family.mrope:
                 return self._read_at(ids, positions, cache)
-            hidden: mx.array = self._decoder(ids, cache=cache.layers)[0]
-            return hidden
+            return self._decoder(ids, cache.layers)
 
     def _read_at(self, ids: mx.array, positions: mx.array, cache: SequenceCache) -> mx.array:
         """Return hidden [N, D] of ids [1, N] at text positions [N], alike on the M-RoPE axes."""
         position_ids = mx.broadcast_to(positions, (3, 1, ids.shape[1]))
-        hidden: mx.array = self._decoder(ids, cache=cache.layers, position_ids=position_ids)[0]
-        return hidden
+        return self._decoder(ids, cache.layers, position_ids=position_ids)
 
 
 def _own(cache: Cache) -> SequenceCache:

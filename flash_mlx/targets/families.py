@@ -1,9 +1,6 @@
 """What differs between the model families that flash-mlx has been verified on.
 
 A family is a row of a table, not a class: the forward passes are mlx-vlm's own.
-
-Shapes:
-    I: images of a prompt.
 """
 
 from __future__ import annotations
@@ -13,35 +10,65 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
-Inputs = Mapping[str, mx.array]
+from flash_mlx.targets import anyres
+from flash_mlx.targets.rows import (
+    Inputs,
+    Read,
+    fixed_rows,
+    llava_rows,
+    qwen_rows,
+    tiled_rows,
+)
+
+QWEN_PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>", "<|placeholder|>")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """How one `model_type` of mlx-vlm is read.
 
     Attributes:
         model_type: As in `config.json`.
-        image_token: Key in `config.json` of the id that stands for one visual row, and the value
-            mlx-vlm takes where the key is missing.
+        image_token: Keys in `config.json` of the id that stands for one visual row, and the value
+            mlx-vlm takes where all are missing.
+        placeholders: Strings that the processor or tokenizer turns into visual rows.
+        rows_per_image: From what the processor returned to [I] visual rows.
         mrope: Whether positions are three-dimensional (M-RoPE) and passed as `position_ids`;
             otherwise rows are rotated by the cache's offset.
-        placeholders: Strings that the processor or tokenizer turns into visual rows.
-        rows_per_image: From `config.json` and the processor's arrays to [I] visual rows.
+        marks: Whether other rows stand between the visual rows of one image: tiles are announced,
+            or rows of patches end with a mark. They belong to the image's span.
+        template_as: The model type whose message format mlx-vlm's chat template code takes.
+        embeds: Name of the decoder's argument for embeddings.
+        flat: Whether the language model is the decoder and its LM head in one.
+        sliding: Whether some layers see a window of the last rows only.
+        attends_mask: Whether embedding the prompt needs an attention mask.
+        scale: What the decoder multiplies embeddings [..., D] with, itself.
+        prepare: From `config.json` and the processor's arrays to arrays that `image_rows` needs.
+        image_rows: From the model and the prompt's arrays to visual rows [rows, D], where
+            mlx-vlm's own way is not that of the family's authors.
     """
 
     model_type: str
-    image_token: tuple[str, int]
-    mrope: bool
+    image_token: tuple[tuple[str, ...], int]
     placeholders: tuple[str, ...]
-    rows_per_image: Callable[[Mapping[str, Any], Inputs], tuple[int, ...]]
+    rows_per_image: Callable[[Read], tuple[int, ...]]
+    mrope: bool = False
+    marks: bool = False
+    template_as: str = ""
+    embeds: str = "inputs_embeds"
+    flat: bool = False
+    sliding: bool = False
+    attends_mask: bool = False
+    scale: Callable[[int, mx.Dtype], mx.array] | None = None
+    prepare: Callable[[Mapping[str, Any], Inputs], Inputs] | None = None
+    image_rows: Callable[[Any, Inputs], mx.array] | None = None
 
     def image_token_id(self, config: Mapping[str, Any]) -> int:
         """Return the id that stands for one visual row."""
-        key, default = self.image_token
-        return int(config.get(key, default))
+        keys, default = self.image_token
+        found = (config[key] for key in keys if config.get(key) is not None)
+        return int(next(found, default))
 
 
 def family_of(model_type: object) -> Family:
@@ -58,34 +85,65 @@ def family_of(model_type: object) -> Family:
     return FAMILIES[model_type]
 
 
-def _llava_rows(config: Mapping[str, Any], inputs: Inputs) -> tuple[int, ...]:
-    """Patches of the image, with the CLS row if the encoder has one and the strategy keeps it."""
-    vision = config.get("vision_config", {})
-    patch_size = int(vision.get("patch_size", 14))
-    pixel_values = inputs["pixel_values"]  # [I, 3, height, width]
-    rows = (pixel_values.shape[2] // patch_size) * (pixel_values.shape[3] // patch_size)
-    rows += vision.get("model_type") == "clip_vision_model"
-    rows -= config.get("vision_feature_select_strategy", "default") == "default"
-    return (rows,) * pixel_values.shape[0]
-
-
-def _qwen_rows(config: Mapping[str, Any], inputs: Inputs) -> tuple[int, ...]:
-    """Patches of each image, merged in squares."""
-    merge = int(config.get("vision_config", {}).get("spatial_merge_size", 2)) ** 2
-    grids = np.array(inputs["image_grid_thw"])  # [I, 3]: frames, patch rows, patch columns
-    return tuple(int(patches) // merge for patches in grids.prod(axis=1))
+def gemma_scale(hidden_size: int, dtype: mx.Dtype) -> mx.array:
+    """Return the square root of D, rounded to bfloat16 first as Gemma 3 does."""
+    return mx.array(hidden_size**0.5, mx.bfloat16).astype(dtype)
 
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
     for family in (
-        Family("llava", ("image_token_index", 32000), False, ("<image>",), _llava_rows),
         Family(
-            "qwen2_5_vl",
-            ("image_token_id", 151655),
-            True,
-            ("<|image_pad|>", "<|video_pad|>", "<|placeholder|>"),
-            _qwen_rows,
+            model_type="llava",
+            image_token=(("image_token_index",), 32000),
+            placeholders=("<image>",),
+            rows_per_image=llava_rows,
+        ),
+        Family(
+            model_type="llava_next",
+            image_token=(("image_token_index",), 32000),
+            placeholders=("<image>",),
+            rows_per_image=anyres.rows,
+            template_as="llava",  # mlx-vlm refuses several images of llava_next
+            prepare=anyres.prepare,
+            image_rows=anyres.image_rows,
+        ),
+        Family(
+            model_type="llava_onevision",
+            image_token=(("image_token_index",), 151646),
+            placeholders=("<image>", "<video>"),
+            rows_per_image=anyres.rows,
+            embeds="input_embeddings",
+        ),
+        *(
+            Family(
+                model_type=model_type,
+                image_token=(("image_token_id",), 151655),
+                placeholders=QWEN_PLACEHOLDERS,
+                rows_per_image=qwen_rows,
+                mrope=True,
+            )
+            for model_type in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+        ),
+        Family(
+            model_type="gemma3",
+            image_token=(("image_token_index",), 262144),
+            placeholders=("<start_of_image>", "<image_soft_token>"),
+            rows_per_image=fixed_rows("mm_tokens_per_image", 256),
+            sliding=True,
+            attends_mask=True,
+            scale=gemma_scale,
+        ),
+        *(
+            Family(
+                model_type=model_type,
+                image_token=(("image_token_index", "image_token_id"), 49153),
+                placeholders=("<image>", "<fake_token_around_image>"),
+                rows_per_image=tiled_rows,
+                marks=True,
+                flat=True,
+            )
+            for model_type in ("idefics3", "smolvlm")
         ),
     )
 }

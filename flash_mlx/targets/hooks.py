@@ -3,8 +3,10 @@
 * A mask: every family asks its cache for one, so the caches answer with the tree's.
 * A position for each row: M-RoPE families take `position_ids`. The others rotate all rows by one
   offset, so their RoPE modules fold rows into the batch axis, where an offset each is allowed.
+* In layers that see a window of the last rows only, what is in the window: rows of a tree stand
+  side by side, so it goes by their positions.
 
-Both change the class of *instances* and only while the context manager is open: weights, parameter
+All change the class of *instances* and only while a context manager is open: weights, parameter
 names and quantisation are untouched, and the model is left as it was. Not for use from several
 threads at once.
 
@@ -60,8 +62,15 @@ class TreeHooks:
                 instance.__class__ = original
             self._mask = self._offsets = None
 
-    def _make_mask(self, *_args: object, **_kwargs: object) -> mx.array | None:
-        return self._mask
+    def _make_mask(
+        self, _cache: object, _rows: int, window_size: int | None = None, **_options: object
+    ) -> mx.array | None:
+        """Return the mask; with a window, without what lies before it."""
+        if window_size is None or self._mask is None or self._offsets is None:
+            return self._mask
+        length = self._mask.shape[-1] - self._mask.shape[-2]
+        columns = mx.concatenate([mx.arange(length), self._offsets])
+        return self._mask & (self._offsets[:, None] - columns < window_size)
 
     def _rotate(self, rope: Any, x: mx.array, **_cache_offset: object) -> mx.array:
         """Rotate x [1, H, N, E], each row by its own position instead of the cache's."""
@@ -70,6 +79,23 @@ class TreeHooks:
         offsets: Any = self._offsets  # nn.RoPE declares an int; mx.fast.rope takes one a row too
         turned: mx.array = nn.RoPE.__call__(rope, by_row, offset=offsets)
         return turned.reshape(1, rows, heads, size).transpose(0, 2, 1, 3)
+
+
+@contextmanager
+def outputs_of(module: nn.Module) -> Iterator[list[mx.array]]:
+    """Collect what a module returns while the context manager is open."""
+    original = module.__class__
+    outputs: list[mx.array] = []
+
+    def call(self: Any, *args: object, **kwargs: object) -> mx.array:
+        outputs.append(original.__call__(self, *args, **kwargs))
+        return outputs[-1]
+
+    module.__class__ = _subclass(original, "__call__", call)
+    try:
+        yield outputs
+    finally:
+        module.__class__ = original
 
 
 def _subclass(base: type[Any], method: str, replacement: Callable[..., Any]) -> type[Any]:

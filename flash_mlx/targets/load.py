@@ -105,7 +105,7 @@ def _load(folder: Path) -> tuple[nn.Module, Any]:
     with quiet(), complaining(must):
         # mlx-vlm's processors trust code in the checkpoint unless told otherwise.
         model, processor = load(str(folder), lazy=True, trust_remote_code=False)
-    if model.get("vision_tower") is None:
+    if all(model.get(name) is None for name in ("vision_tower", "vision_model")):
         raise ValueError(f"{must}; its weights have no vision tower under a name it knows.")
     return model, processor
 

@@ -48,7 +48,7 @@ class TappedTarget(MlxVlmTarget):
         self._with_hidden = hidden
         # A shallow target may have the same layer twice in the list.
         distinct = sorted(set(layers))
-        self._tapped: list[nn.Module] = [self._decoder.layers[layer] for layer in distinct]
+        self._tapped: list[nn.Module] = [self._decoder.stack.layers[layer] for layer in distinct]
         self._order = [distinct.index(layer) for layer in layers]
 
     def prefill(self, prompt: Prompt, cache: Cache, take: Take | None = None) -> Output:

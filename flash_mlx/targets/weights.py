@@ -17,13 +17,13 @@ def dequantize(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.QuantizedLinear):
             linear = nn.Linear(1, 1, bias="bias" in module)
-            linear.weight = _weight(module)
+            linear.weight = plain_weight(module)
             if "bias" in module:
                 linear.bias = module.bias
             plain.append((name, linear))
         elif isinstance(module, nn.QuantizedEmbedding):
             embedding = nn.Embedding(1, 1)
-            embedding.weight = _weight(module)
+            embedding.weight = plain_weight(module)
             plain.append((name, embedding))
         elif "scales" in module:
             raise ValueError(
@@ -34,7 +34,8 @@ def dequantize(model: nn.Module) -> None:
         model.update_modules(tree_unflatten(plain))
 
 
-def _weight(layer: nn.QuantizedLinear | nn.QuantizedEmbedding) -> mx.array:
+def plain_weight(layer: nn.QuantizedLinear | nn.QuantizedEmbedding) -> mx.array:
+    """Return the weight of a quantised layer, in float32."""
     return mx.dequantize(
         layer.weight,
         layer.scales,

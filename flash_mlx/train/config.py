@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import mlx.core as mx
@@ -91,9 +91,12 @@ class TrainConfig:
             value = vars(self)[name]
             if type(value) is not int or not least <= value < 2**31:
                 raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}.")
-        for name in ("learning_rate", "max_grad_norm"):
-            if not 0 < vars(self)[name] < float("inf"):
-                raise ValueError(f"{name} must be a number above 0; got {vars(self)[name]!r}.")
+        shares = {"final_learning_rate": 0, "weight_decay": 0, "ema_decay": 0, "hidden_noise": 0}
+        for name, low in ({"learning_rate": 1e-30, "max_grad_norm": 1e-30} | shares).items():
+            value = vars(self)[name]
+            if type(value) not in (int, float) or not low <= value < float("inf"):
+                rule = "0 or more" if not low else "above 0"
+                raise ValueError(f"{name} must be a number, {rule}; got {value!r}.")
         for name, known in _CHOICES.items():
             if vars(self)[name] not in known:
                 raise ValueError(
@@ -146,19 +149,32 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def preset(name: str, **changes: Any) -> TrainConfig:
+def configure(method: str = "ours", changes: Mapping[str, Any] | None = None) -> TrainConfig:
     """Return the settings of a method.
 
     Args:
-        name: `ours`, `flash`, `msd` or `vispec`.
-        changes: Settings that differ.
+        method: One of `PRESETS`.
+        changes: Settings that differ; `losses.NAME` is one of `LossWeights`.
 
     Raises:
-        ValueError: If there is no such method, or a value is out of its range.
+        ValueError: If there is no such method or setting, or a value is out of its range.
     """
-    if name not in PRESETS:
-        raise ValueError(f"A preset must be one of {', '.join(PRESETS)}; got {name!r}.")
-    return TrainConfig(**(dict(PRESETS[name]) | changes))
+    if method not in PRESETS:
+        raise ValueError(f"A preset must be one of {', '.join(PRESETS)}; got {method!r}.")
+    values = {**PRESETS[method], **(changes or {})}
+    shares = {name: values.pop(name) for name in list(values) if name.startswith("losses.")}
+    losses = values.pop("losses", LossWeights())
+    known = {field.name for field in fields(TrainConfig)} - {"losses"}
+    known |= {f"losses.{field.name}" for field in fields(LossWeights)}
+    if unknown := sorted((values.keys() | shares.keys()) - known):
+        raise ValueError(
+            f"Settings must be among {', '.join(sorted(known))}; got {', '.join(unknown)}."
+        )
+    for name, value in shares.items():
+        if type(value) not in (int, float, bool) or not 0 <= value < float("inf"):
+            raise ValueError(f"{name} must be a number, 0 or more; got {value!r}.")
+    losses = replace(losses, **{name.removeprefix("losses."): v for name, v in shares.items()})
+    return TrainConfig(**values, losses=losses)
 
 
 def make_optimizer(config: TrainConfig) -> optim.Optimizer:

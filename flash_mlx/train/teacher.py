@@ -16,7 +16,7 @@ import mlx.core as mx
 from flash_mlx.decode import Target
 from flash_mlx.draft import FlashModel
 from flash_mlx.draft.model import pool
-from flash_mlx.train.data import Batch, Inputs
+from flash_mlx.train.data import Batch, Example, Inputs
 from flash_mlx.tree import DraftTree, Topology
 
 
@@ -36,24 +36,46 @@ class Teacher:
     lm_head: Callable[[mx.array], mx.array]
 
     @classmethod
-    def of(cls, target: Target) -> Teacher:
-        """Let a target read one example after the other, as it does when it generates."""
+    def of(cls, target: Target, memory_bytes: int = 0) -> Teacher:
+        """Let a target read one example after the other, as it does when it generates.
+
+        Args:
+            target: The frozen target.
+            memory_bytes: Of its states that stay in memory for the next time [bytes]: those of
+                the first examples that fit.
+        """
+        known: dict[Example, mx.array] = {}
+
+        def read_one(example: Example) -> mx.array:
+            """Return [rows, D]."""
+            if example in known:
+                return known[example]
+            hidden = _read(target, example)
+            mx.eval(hidden)  # one sequence's activations at a time
+            if sum(each.nbytes for each in known.values()) + hidden.nbytes <= memory_bytes:
+                known[example] = hidden
+            return hidden
 
         def read(batch: Batch) -> mx.array:
             num_rows = batch.tokens.shape[1]
-            rows = []
-            for example in batch.examples:
-                cache = target.make_cache()
-                hidden = target.prefill(example.prompt, cache).hidden
-                if example.answer:
-                    chain = Topology.chain(len(example.answer) - 1)
-                    tree = DraftTree(chain, mx.array(example.answer, dtype=mx.int32))
-                    hidden = mx.concatenate([hidden, target.verify(tree, cache).hidden])
-                rows.append(mx.pad(hidden, [(0, num_rows - hidden.shape[0]), (0, 0)]))
-                mx.eval(rows[-1])  # one sequence's activations at a time
-            return mx.stack(rows)
+            rows = [read_one(example) for example in batch.examples]
+            rows = [mx.pad(hidden, [(0, num_rows - hidden.shape[0]), (0, 0)]) for hidden in rows]
+            stacked = mx.stack(rows)
+            mx.eval(stacked)
+            return stacked
 
         return cls(read, target.embed, target.lm_head)
+
+
+def _read(target: Target, example: Example) -> mx.array:
+    """Return the target's states at prompt and answer, [rows, D]."""
+    cache = target.make_cache()
+    hidden = target.prefill(example.prompt, cache).hidden
+    if not example.answer:
+        return hidden
+    chain = Topology.chain(len(example.answer) - 1)
+    tree = DraftTree(chain, mx.array(example.answer, dtype=mx.int32))
+    return mx.concatenate([hidden, target.verify(tree, cache).hidden])
 
 
 def compress(

@@ -47,6 +47,7 @@ class Trainer:
     Attributes:
         model: The drafter, being trained.
         step: Steps done.
+        callback: Is told.
         best: The best that was measured, by `config.best_by`; None before the first measurement
             and where nothing was asked for.
     """
@@ -81,7 +82,7 @@ class Trainer:
         """
         self.model, self.config, self.output, self.step = model, config, output, 0
         self._teacher, self._target_info = teacher, dict(target_info or {})
-        self._callback, self._validate = callback or TrainingCallback(), validate
+        self.callback, self._validate = callback or TrainingCallback(), validate
         self._examples = [example for example in examples if len(example.answer) > 1]
         if not self._examples:
             raise ValueError(
@@ -192,7 +193,7 @@ class Trainer:
                 self._save_drafter()
             info["best"] = self.best
         log_metrics(self.output, {"kind": "validation", **info})
-        self._callback.on_val_loss_report(dict(info))
+        self.callback.on_val_loss_report(dict(info))
 
     def _make_order(self) -> Epochs | TextFirst:
         config = self.config
@@ -266,7 +267,7 @@ class Trainer:
         }
         self._sums, self._rows, self._target_seconds = [], 0, 0.0
         log_metrics(self.output, {"kind": "training", **info})
-        self._callback.on_train_loss_report(dict(info))
+        self.callback.on_train_loss_report(dict(info))
 
     def _run(self) -> dict[str, object]:
         """Return what must not change when a run is resumed."""

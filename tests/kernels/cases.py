@@ -100,6 +100,15 @@ HEADS = [
 ]
 
 
+def tied_head() -> tuple[Any, ...]:
+    """Every token three times, in other tiles, so that all logits are tied."""
+    x, *head = quantized(3, 192, 128, 64, 4, mx.float32)
+    return x, *(mx.concatenate([part] * 3) for part in head[:3]), *head[3:], 7
+
+
+HEADS.append(Case("lmhead_topk-ties", LMHEAD_TOPK, tied_head))
+
+
 def tree_arguments(
     heads: int, shared: int, size: int, length: int, rows: int, dtype: mx.Dtype
 ) -> tuple[Any, ...]:
@@ -127,7 +136,7 @@ TREES = [
     for h, shared, d, length, m in (
         (4, 2, 64, 77, 5),
         (7, 1, 80, 300, 9),
-        (2, 2, 96, 64, 64),
+        (2, 2, 96, 70, 64),
         (8, 1, 128, 33, 1),
     )
     for dtype in FLOATS

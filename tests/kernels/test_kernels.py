@@ -2,8 +2,8 @@
 
 import mlx.core as mx
 import pytest
-from cases import CASES, Case
 
+from cases import CASES, Case
 from emulator import Emulator, check_language, mlx_text
 from flash_mlx.kernels.trial import definition, worst_error
 

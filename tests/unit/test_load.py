@@ -243,7 +243,7 @@ def test_a_missing_image_processor_is_named(llava_copy: Path) -> None:
     [
         ("{", "must be valid JSON"),
         ("[]", "it holds a list"),
-        ('{"model_type": "qwen9"}', r"one of llava, qwen2_5_vl; config\.json says 'qwen9'"),
+        ('{"model_type": "qwen9"}', r"one of .*llava, .*qwen2_5_vl, .*; config\.json says 'qwen9'"),
         ("{}", "config.json says None"),
         ('{"model_type": ["llava"]}', "must be one of"),
         ("\udcff".encode("utf-8", "surrogateescape"), "must be valid JSON"),

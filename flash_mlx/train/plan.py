@@ -1,0 +1,196 @@
+"""What training will take, from the configuration alone: memory, and a projection of the time.
+
+Weights are counted. Activations are estimated by the shapes that a step has alive at its peak; how
+many of each was fitted to measured peaks of the demo (within 5%), so for other models the sum is
+an estimate. Times are projected from the chips' published figures; none was measured.
+
+Shapes:
+    n: base rows of a batch.    k: slots.    D: hidden size.    V: vocabulary.    H: heads.
+    F: width of the drafter's MLP.    S: rows of its compressed sequence.    T: rows of a text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flash_mlx.draft import FlashConfig, FlashModel
+from flash_mlx.train.config import TrainConfig
+from flash_mlx.train.state import flat
+
+PROMPT_TEXT = 48  # rows of a prompt besides its picture
+QWEN_ROWS = 1024  # visual rows of a picture of 896 x 896
+LOGIT_COPIES, MLP_COPIES, HIDDEN_COPIES, SCORE_COPIES = 6, 4, 30, 4
+USABLE = 0.75  # of unified memory, which is what the GPU may take
+# Chip: float16 [TFLOP/s], memory [GB/s], as published.
+CHIPS = {"M1": (2.6, 68), "M2 Pro": (6.8, 200), "M4": (4.3, 120), "M4 Max": (17.0, 546)}
+CHIPS |= {"M3 Ultra": (28.0, 819)}
+EFFICIENCY = 0.4  # of the published arithmetic that training is assumed to reach
+PER_PASS = 2.0  # tokens per pass that answering is assumed to reach
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run takes.
+
+    Attributes:
+        parts: What for -> bytes.
+        step_flops: Floating-point operations of a step.
+        answer_bytes: Bytes read to answer one question, by PER_PASS tokens a pass.
+    """
+
+    parts: Mapping[str, int]
+    step_flops: float
+    answer_bytes: float
+
+    @property
+    def total(self) -> int:
+        """Bytes of all parts at the same time."""
+        return sum(self.parts.values())
+
+    def hours(self, steps: int, answers: int) -> dict[str, float]:
+        """Return chip -> projected hours of that many steps and answers."""
+        return {
+            chip: (
+                steps * self.step_flops / (tera * 1e12 * EFFICIENCY)
+                + answers * self.answer_bytes / (giga * 1e9)
+            )
+            / 3600
+            for chip, (tera, giga) in CHIPS.items()
+        }
+
+
+def plan(
+    target: Mapping[str, Any],
+    drafter: FlashConfig,
+    config: TrainConfig,
+    *,
+    answer_tokens: int,
+    hidden_bytes: int,
+    num_examples: int,
+    float32: bool,
+) -> Plan:
+    """Estimate a run.
+
+    Args:
+        target: The target's `config.json`.
+        drafter: Its sizes.
+        config: How to train.
+        answer_tokens: Tokens of an answer.
+        hidden_bytes: Of the target's states that are kept at most [bytes].
+        num_examples: Different examples that the run sees.
+        float32: Whether the target computes in float32, as on a CPU; else as it is stored.
+
+    Raises:
+        ValueError: If the configuration lacks a size.
+    """
+    try:
+        text, vision = _text_weights(target), _vision_weights(target)
+        visual = _visual_rows(target)
+    except KeyError as error:
+        raise ValueError(f"The target's config.json must have {error} for a plan.") from error
+    wide = 4.0 if float32 else _bytes_per_weight(target)
+    size = 4 if float32 else 2
+    weights = sum(w.size for w in flat(FlashModel(drafter).parameters()).values())
+    num_rows = PROMPT_TEXT + visual + answer_tokens
+    base = config.batch_size * (answer_tokens - 1)
+    compressed = PROMPT_TEXT + drafter.num_latents + answer_tokens
+    per_slot = HIDDEN_COPIES * drafter.hidden_size + MLP_COPIES * drafter.intermediate_size
+    per_slot += SCORE_COPIES * drafter.num_heads * compressed
+    slots = base * drafter.block_size
+    logits = LOGIT_COPIES * min(base, config.chunk) * drafter.block_size + 3 * base
+    width = size if config.dtype != "float32" else 4
+    hidden = num_rows * drafter.hidden_size * size  # of one example
+    parts = {
+        "target": int(text * wide + vision * (4 if float32 else 2)),
+        "drafter": weights * (4 + (2 if width == 2 else 0)),
+        "gradient": weights * 4,
+        "optimiser": weights * (8 if config.optimizer == "adamw" else 4),
+        "average": weights * 4,
+        "hidden states": 2 * config.batch_size * hidden + min(hidden_bytes, num_examples * hidden),
+        "activations": (1 + config.rollout)
+        * (slots * per_slot * width + logits * 4 * drafter.vocab_size),
+    }
+    flops = 2 * config.batch_size * (num_rows * text + visual * vision) + 6 * slots * (
+        weights + drafter.hidden_size * drafter.vocab_size
+    ) * (1 + config.rollout)
+    answer = (text * wide) * (answer_tokens / PER_PASS + 1)
+    return Plan(parts, flops * config.accumulate, answer)
+
+
+def advice(plan: Plan, config: TrainConfig, memory_bytes: float) -> str:
+    """Return whether it fits in a machine's memory, and what to change if not."""
+    room = memory_bytes * USABLE
+    if plan.total <= room:
+        return "It fits."
+    fixed = plan.total - plan.parts["activations"]
+    if fixed > room:
+        return "The target and the drafter alone do not fit: use a target of fewer bits."
+    size = math.floor(config.batch_size * (room - fixed) / plan.parts["activations"])
+    if size < 1:
+        return "It does not fit even one example at a time: use a target of fewer bits."
+    times = math.ceil(config.batch_size * config.accumulate / size)
+    return f"It does not fit; --batch-size {size} --accumulate {times} does."
+
+
+def text_sizes(target: Mapping[str, Any]) -> tuple[int, int]:
+    """Return D and V of a target.
+
+    Args:
+        target: Its `config.json`.
+
+    Raises:
+        ValueError: If it does not say.
+    """
+    text = _text(target)
+    try:
+        return int(text["hidden_size"]), int(text["vocab_size"])
+    except KeyError as error:
+        raise ValueError(f"The target's config.json must have {error} for a plan.") from error
+
+
+def _text(target: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of the language model, which some configurations keep at the top."""
+    return {**target, **(target.get("text_config") or {})}
+
+
+def _bytes_per_weight(target: Mapping[str, Any]) -> float:
+    quantised = target.get("quantization") or {}
+    if "bits" not in quantised:
+        return 2.0
+    return float(quantised["bits"]) / 8 + 4 / float(quantised["group_size"])
+
+
+def _text_weights(target: Mapping[str, Any]) -> int:
+    text = _text(target)
+    size, heads = text["hidden_size"], text["num_attention_heads"]
+    kv = text.get("num_key_value_heads", heads) * (size // heads)
+    layer = 2 * size * size + 2 * size * kv + 3 * size * text["intermediate_size"] + 2 * size
+    tables = 1 if text.get("tie_word_embeddings", False) else 2
+    return int(text["num_hidden_layers"] * layer + tables * text["vocab_size"] * size)
+
+
+def _vision_weights(target: Mapping[str, Any]) -> int:
+    vision = target["vision_config"]
+    text_size = _text(target)["hidden_size"]
+    if "depth" in vision:  # Qwen: gated MLP, patches of two frames, four of them merged
+        size = vision["hidden_size"]
+        layer = 4 * size * size + 3 * size * vision["intermediate_size"]
+        patch = 6 * vision.get("patch_size", 14) ** 2 * size
+        merged = size * vision.get("spatial_merge_size", 2) ** 2
+        return int(vision["depth"] * layer + patch + merged * (merged + text_size))
+    size = vision["hidden_size"]
+    layer = 4 * size * size + 2 * size * vision["intermediate_size"]
+    patch = 3 * vision["patch_size"] ** 2 * size
+    places = (vision["image_size"] // vision["patch_size"]) ** 2 * size
+    projector = size * text_size + text_size * text_size
+    return int(vision["num_hidden_layers"] * layer + patch + places + projector)
+
+
+def _visual_rows(target: Mapping[str, Any]) -> int:
+    vision = target["vision_config"]
+    if "image_size" not in vision:
+        return QWEN_ROWS
+    return int((vision["image_size"] // vision["patch_size"]) ** 2)

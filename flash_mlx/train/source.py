@@ -1,0 +1,245 @@
+r"""From pictures and data sets to questions: what the target is asked, and what others answered.
+
+A folder or glob of pictures is asked built-in questions, or the user's. A data set is JSON (a list)
+or JSONL, each row in one of two forms:
+
+    {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nWhat is this?"},
+                                         {"from": "gpt", "value": "A cat."}]}     LLaVA
+    {"images": ["a.png"], "messages": [{"role": "user", "content": "What is this?"},
+                                       {"role": "assistant", "content": "A cat."}]}     mlx-vlm
+
+Each question of a conversation is asked by itself, with all of the row's pictures. Nothing is ever
+fetched: a picture is a file, beside the data set, under the image folder or at its full path.
+What cannot be used is left out and listed.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flash_mlx.images import PICTURES
+from flash_mlx.train.prompts import INSTRUCTIONS
+
+DATA_SETS = (".json", ".jsonl", ".ndjson")
+PLACEHOLDERS = ("<image>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
+SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
+SPEAKERS |= {"system": "system"}
+
+
+@dataclass(frozen=True)
+class Question:
+    """One thing to ask.
+
+    Attributes:
+        source: Where it comes from, for messages and lists.
+        images: The pictures it is about.
+        text: What is asked.
+        system: System message, if any.
+        answer: The data set's answer, if it has one.
+    """
+
+    source: str
+    images: tuple[Path, ...]
+    text: str
+    system: str | None = None
+    answer: str | None = None
+
+
+@dataclass
+class Found:
+    """What a source holds.
+
+    Attributes:
+        questions: In order.
+        skipped: Source and reason of what cannot be used.
+    """
+
+    questions: list[Question] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+def find_questions(
+    data: str,
+    *,
+    prompts: Sequence[str] = (),
+    prompts_per_image: int = 1,
+    image_folder: Path | None = None,
+    text_rows: bool = False,
+    limit: int | None = None,
+    seed: int = 0,
+) -> Found:
+    """List what there is to ask.
+
+    Args:
+        data: A folder of pictures (with its subfolders), a glob, a picture, or a data set.
+        prompts: What to ask about pictures that come without questions; built-in ones if empty.
+        prompts_per_image: How many of them to ask about each.
+        image_folder: Where a data set's pictures are; its own folder if None.
+        text_rows: Whether rows without pictures are used.
+        limit: Most pictures or rows to use, drawn at random; None: all.
+        seed: Of which prompt goes to which picture, and of what a limit leaves.
+
+    Raises:
+        OSError: If there is no such folder or file.
+        ValueError: If it holds nothing to ask, or is no data set.
+    """
+    path = Path(data).expanduser()
+    if path.suffix.lower() in DATA_SETS and not path.is_dir():
+        rows = _draw(_read_rows(path), limit, seed)
+        return _from_rows(rows, image_folder or path.parent, text_rows=text_rows)
+    files = _draw(_pictures(path), limit, seed)
+    found, rng = Found(), random.Random(seed)  # noqa: S311  nothing secret
+    known = list(prompts or INSTRUCTIONS)
+    for file in files:
+        for text in rng.sample(known, min(prompts_per_image, len(known))):
+            found.questions.append(Question(str(file), (file,), text))
+    return found
+
+
+def _draw(items: list[Any], limit: int | None, seed: int) -> list[Any]:
+    if limit is None or limit >= len(items):
+        return items
+    chosen = sorted(random.Random(seed).sample(range(len(items)), limit))  # noqa: S311
+    return [items[i] for i in chosen]
+
+
+def _pictures(path: Path) -> list[Path]:
+    if path.is_dir():
+        files = [Path(parent, name) for parent, _, names in os.walk(path) for name in names]
+    elif path.exists():
+        files = [path]
+    elif glob.has_magic(str(path)):
+        # Not Path.glob: it refuses absolute patterns.
+        files = [Path(name) for name in glob.glob(str(path), recursive=True)]  # noqa: PTH207
+    else:
+        raise FileNotFoundError(
+            f"The data must be a folder or glob of pictures, or a JSON or JSONL file; {path} does "
+            "not exist. Check the path."
+        )
+    visible = [
+        file for file in files if not any(part.startswith(".") for part in _below(file, path))
+    ]
+    pictures = sorted(file for file in visible if file.suffix.lower() in PICTURES)
+    if not pictures:
+        raise ValueError(
+            f"The data must hold pictures ({', '.join(PICTURES)}); {path} has none. A data set "
+            f"({', '.join(DATA_SETS)}) is named as a file."
+        )
+    return pictures
+
+
+def _below(file: Path, folder: Path) -> tuple[str, ...]:
+    """Return the parts of a path under a folder; its name if it is elsewhere."""
+    return file.relative_to(folder).parts if file.is_relative_to(folder) else (file.name,)
+
+
+def _read_rows(file: Path) -> list[tuple[str, Any]]:
+    """Return each row with its place; one that is no JSON is given as the error."""
+    if not file.is_file():
+        raise FileNotFoundError(f"The data set must be a file; {file} does not exist.")
+    content = file.read_bytes()
+    if file.suffix.lower() == ".json":
+        try:
+            rows = json.loads(content.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} must be valid JSON; {error}. Write it again.") from error
+        if not isinstance(rows, list):
+            raise ValueError(
+                f"{file} must hold a list of rows; it holds a {type(rows).__name__}. One object a "
+                "line is JSONL: name it .jsonl."
+            )
+        return [(f"{file.name}[{i}]", row) for i, row in enumerate(rows)]
+    rows = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line.strip():
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except (ValueError, RecursionError) as error:
+                row = ValueError(f"it is no valid JSON: {error}")
+            rows.append((f"{file.name}:{number}", row))
+    if not rows:
+        raise ValueError(f"{file} must hold rows; it is empty.")
+    return rows
+
+
+def _from_rows(rows: Sequence[tuple[str, Any]], folder: Path, *, text_rows: bool) -> Found:
+    found = Found()
+    for place, row in rows:
+        try:
+            if isinstance(row, ValueError):
+                raise row
+            found.questions += _read_row(place, row, folder, text_rows=text_rows)
+        except (ValueError, OSError) as error:
+            found.skipped.append((place, str(error)))
+    return found
+
+
+def _read_row(place: str, row: Any, folder: Path, *, text_rows: bool) -> list[Question]:
+    if not isinstance(row, dict):
+        raise ValueError(f"a row must be an object; it is a {type(row).__name__}")
+    images = _images(row, folder)
+    if not images and not text_rows:
+        raise ValueError("it names no picture in image or images")
+    questions: list[Question] = []
+    system: str | None = None
+    asked: str | None = None
+    for speaker, text in _turns(row):
+        if speaker == "system":
+            system = text
+        elif speaker == "user":
+            if asked is not None:
+                questions.append(Question(place, images, asked, system))
+            asked = text
+        elif asked is not None:
+            questions.append(Question(place, images, asked, system, text))
+            asked = None
+    if asked is not None:
+        questions.append(Question(place, images, asked, system))
+    if not questions:
+        raise ValueError("it asks nothing")
+    return questions
+
+
+def _images(row: Mapping[str, Any], folder: Path) -> tuple[Path, ...]:
+    named = row.get("images", row.get("image"))
+    names = [] if named is None else named if isinstance(named, list) else [named]
+    files = []
+    for name in names:
+        if not isinstance(name, str) or not name or "\0" in name:
+            raise ValueError(f"a picture must be the name of a file; got {name!r}")
+        if "://" in name or name.startswith("data:"):
+            raise ValueError(f"a picture must be a file; {name[:60]} would have to be fetched")
+        file = folder / name
+        if not file.is_file():
+            raise FileNotFoundError(f"its picture {name} does not exist in {folder}")
+        files.append(file)
+    return tuple(files)
+
+
+def _turns(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield who speaks, and the text without the places of pictures."""
+    turns = row.get("conversations", row.get("messages"))
+    if not isinstance(turns, list):
+        raise ValueError("it has neither conversations nor messages")
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise ValueError(f"a turn must be an object; got {turn!r:.60}")
+        speaker = SPEAKERS.get(str(turn.get("from", turn.get("role"))))
+        content = turn.get("value", turn.get("content"))
+        if isinstance(content, list):
+            content = " ".join(
+                str(part.get("text", "")) for part in content if isinstance(part, dict)
+            )
+        if speaker is None or not isinstance(content, str):
+            raise ValueError(f"a turn must have a known speaker and text; got {turn!r:.80}")
+        for placeholder in PLACEHOLDERS:
+            content = content.replace(placeholder, "")
+        if content.strip():
+            yield speaker, content.strip()

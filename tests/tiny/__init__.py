@@ -1,0 +1,38 @@
+"""Tiny checkpoints with random weights in the layout of the Hugging Face hub.
+
+Built in about a second each, without torch and without network: the configuration, the weights
+under their hub names (convolutions as [out, in, ...]), tokenizer, processor and chat template.
+Settings and templates are written after the published ones; they are this project's own, since
+those families' files cannot be shipped.
+
+Use the session fixtures `tiny_llava` and `tiny_qwen` of `conftest.py` (folders); call the builders
+here for a checkpoint that differs from them.
+"""
+
+from tiny.common import edit_json, random_image
+from tiny.gemma import build_gemma3
+from tiny.idefics import build_idefics3, build_smolvlm
+from tiny.llava import build_llava, build_llava_next, build_llava_onevision
+from tiny.qwen import build_qwen, build_qwen2, build_qwen3
+
+__all__ = [
+    "BUILDERS",
+    "build_gemma3",
+    "build_llava",
+    "build_qwen",
+    "edit_json",
+    "random_image",
+]
+
+# By model type.
+BUILDERS = {
+    "llava": build_llava,
+    "llava_next": build_llava_next,
+    "llava_onevision": build_llava_onevision,
+    "qwen2_vl": build_qwen2,
+    "qwen2_5_vl": build_qwen,
+    "qwen3_vl": build_qwen3,
+    "gemma3": build_gemma3,
+    "idefics3": build_idefics3,
+    "smolvlm": build_smolvlm,
+}
