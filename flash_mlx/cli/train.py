@@ -108,7 +108,12 @@ def _settings(
 )
 @click.option("--batch-size", type=int, default=BATCH_SIZE, show_default=True, callback=at_least(1))
 @click.option("--accumulate", type=int, default=1, show_default=True, callback=at_least(1))
-@click.option("--learning-rate", type=float, callback=above(0), help="Default: the preset's.")
+@click.option(
+    "--learning-rate",
+    type=float,
+    callback=above(0),
+    help="Default: the preset's; with --init-from a tenth of it.",
+)
 @click.option(
     "--validate-every",
     type=int,

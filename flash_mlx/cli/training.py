@@ -134,6 +134,8 @@ def settings(options: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
     }
     if options["learning_rate"]:
         changes["learning_rate"] = options["learning_rate"]
+    elif options["init_from"]:
+        changes["learning_rate"] = configure(options["preset"]).learning_rate / 10
     sizes = {}
     for name, value in options["settings"].items():
         if name.startswith("drafter."):

@@ -114,7 +114,11 @@ class Trainer:
             ValueError: If the loss is no longer a number; the last checkpoint is good.
             OSError: If the output cannot be written.
         """
-        config, stopped, since = self.config, False, time.perf_counter()
+        config, stopped = self.config, False
+        if self._validate and config.best_by and self.step == 0 and self.best is None:
+            self._measure(self._validate)  # training must not end worse than it began
+            self.save()
+        since = time.perf_counter()
         while not self.finished and not stopped:
             self._sums.append(self._train_step())
             self.step += 1

@@ -50,7 +50,7 @@ def test_a_run_leaves_a_drafter_with_its_card(
     assert "| examples | 4 |" in card  # two pictures, greedily and sampled; one is held out
     assert (whole / "training.png").read_bytes()[:4] == b"\x89PNG"
     kinds = [json.loads(line)["kind"] for line in (whole / "metrics.jsonl").open()]
-    assert kinds.count("validation") == 1
+    assert kinds.count("validation") == 2
     image = pictures / "0.png"
     answer = ("generate", "--model", tiny_llava, "--image", image, "--max-tokens", 8, "--json")
     assert run([*map(str, answer), "--draft-model", str(whole)]) == 0

@@ -10,16 +10,21 @@ from mlx.utils import tree_flatten
 from flash_mlx.draft import FlashDrafter
 from flash_mlx.prompt import Prompt
 from flash_mlx.train import Example, LossWeights, Teacher, collate
+from flash_mlx.train.config import PRESETS, configure
 from flash_mlx.train.data import fingerprint
 from flash_mlx.train.losses import (
     argmax_cross_entropy,
+    hybrid_acceptance,
+    likeliest,
+    list_mle,
     negative_log_acceptance,
     objective,
     smooth_l1,
     soft_cross_entropy,
+    total_variation,
 )
-from flash_mlx.train.order import Epochs
-from flash_mlx.train.teacher import slot_outputs
+from flash_mlx.train.order import Epochs, TextFirst
+from flash_mlx.train.teacher import rolled_out, slot_outputs
 from flash_reference import SMALL, corrected, random_model, softmax
 from toy import ToyTarget
 from training import EXAMPLES, parameters
@@ -118,8 +123,88 @@ def test_objectives_equal_their_formulas():
     np.testing.assert_allclose(soft_cross_entropy(*args), -(p * np.log(q)).sum(-1), rtol=1e-5)
     overlap = -np.log(np.minimum(p, q).sum(-1))
     np.testing.assert_allclose(negative_log_acceptance(*args), overlap, rtol=1e-5)
+    np.testing.assert_allclose(total_variation(*args), np.abs(p - q).sum(-1) / 2, rtol=1e-5)
+    overlap = np.minimum(p, q).sum(-1)
+    share, divergence = np.exp(-3 * overlap), (p * np.log(p / q)).sum(-1)
+    hybrid = share * divergence + (1 - share) * (1 - overlap)
+    np.testing.assert_allclose(hybrid_acceptance(*args), hybrid, rtol=1e-5)
     got = argmax_cross_entropy(args[0], mx.array(best))
     np.testing.assert_allclose(got, -np.log(q[np.arange(5), best]), rtol=1e-5)
+
+
+def test_list_mle_is_the_chance_to_draw_the_order():
+    logits = np.random.default_rng(0).normal(0, 2, 6)
+    order = likeliest(mx.array(np.random.default_rng(1).normal(0, 2, 6), mx.float32), 3)
+    truth = np.random.default_rng(1).normal(0, 2, 6)
+    assert order.tolist() == np.argsort(-truth)[:3].tolist()
+    ranked = np.exp(logits[np.array(order)])
+    chance = np.prod([ranked[i] / ranked[i:].sum() for i in range(3)])
+    got = list_mle(mx.array(logits, mx.float32), order)
+    np.testing.assert_allclose(got.item(), -np.log(chance), rtol=1e-5)
+
+
+def test_a_second_block_starts_from_what_the_first_one_predicts():
+    model = random_model()
+    batch = collate(EXAMPLES, 2, 3)
+    hidden = TEACHER.hidden(batch)
+    outputs = slot_outputs(model, batch.inputs, hidden, TARGET.embed)
+    after = rolled_out(batch.inputs, hidden, outputs)
+    place = 0
+    for b, one in enumerate(EXAMPLES):
+        end = len(one.prompt)
+        np.testing.assert_array_equal(after[b, :end], hidden[b, :end])
+        for row in range(end, len(one.tokens) - 1):
+            np.testing.assert_allclose(after[b, row], outputs[place, 0], atol=1e-6)
+            place += 1
+        # Nothing follows the last but one token that could have been predicted.
+        np.testing.assert_array_equal(
+            after[b, max(end, len(one.tokens) - 1) :], hidden[b, max(end, len(one.tokens) - 1) :]
+        )
+
+    def distance(read):
+        again = slot_outputs(
+            model, batch.inputs, rolled_out(batch.inputs, hidden, read), TARGET.embed
+        )
+        return mx.square(again).sum()
+
+    assert mx.abs(mx.grad(distance)(outputs)).max().item() > 0
+
+
+def test_text_comes_first_and_pictures_later():
+    seen = [i % 2 == 0 for i in range(20)]
+    order = TextFirst([5] * 20, seen, 2, 0, 200)
+    shares = [all(seen[i] for i in order[step]) for step in range(200)]
+    assert all(len({seen[i] for i in order[step]}) == 1 for step in range(200))
+    assert not any(shares[:100])
+    assert 10 < sum(shares[100:150]) < 40 > 0
+    assert sum(shares[150:]) > 30
+    again = TextFirst([5] * 20, seen, 2, 0, 200)
+    assert [again[step] for step in (199, 3, 120)] == [order[step] for step in (199, 3, 120)]
+    with pytest.raises(ValueError, match="with and without pictures; got 4 with and 0 without"):
+        TextFirst([5] * 4, [True] * 4, 2, 0, 9)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_teaches(name):
+    config = configure(name, {"iterations": 3})
+    value, _, grads = loss_and_gradients(random_model(), config.losses)
+    assert np.isfinite(value.item())
+    assert mx.abs(grads["layers.q_proj.weight"]).max().item() > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"iterations": 0}, "iterations must be a whole number, at least 1"),
+        ({"optimizer": "sgd"}, "optimizer must be one of muon, adamw"),
+        ({"learning_rate": 0}, "learning_rate must be a number, above 0"),
+        ({"losses.hidden": -1}, "losses.hidden must be a number, 0 or more"),
+        ({"speed": 1}, "got speed"),
+    ],
+)
+def test_settings_are_checked(changes, says):
+    with pytest.raises(ValueError, match=says):
+        configure("ours", changes)
 
 
 def loss_and_gradients(model, weights, chunk=4096):

@@ -242,3 +242,86 @@ def test_a_compiled_step_does_the_same_and_resumes(tmp_path):
     before, after = parameters(plain.averaged()), parameters(second.averaged())
     for name, value in before.items():
         np.testing.assert_allclose(after[name], value, atol=1e-4, err_msg=name)
+
+
+def test_gradients_of_several_batches_are_averaged(tmp_path):
+    config = replace(SHORT, iterations=1, batch_size=1, warmup=0, accumulate=4, hidden_noise=0.0)
+    together = make_trainer(tmp_path / "four", config)
+    seen, gradient = [], together._step.gradient
+    together._step.gradient = lambda *each: seen.append(gradient(*each)) or seen[-1]
+    taken, update = [], together._step.update
+    together._step.update = lambda mean, number: taken.append(mean) or update(mean, number)
+    together.run()
+    parts = [np.array(one[2]["A"]) for one in seen]
+    assert len(parts) == 4
+    np.testing.assert_allclose(taken[0]["A"], np.mean(parts, axis=0), rtol=1e-5, atol=1e-9)
+    assert any(not np.array_equal(parts[0], part) for part in parts)
+
+
+def test_a_narrow_step_moves_float32_weights_nearly_alike(tmp_path):
+    config = replace(SHORT, iterations=4, warmup=0, optimizer="adamw")
+    wide, narrow = (
+        make_trainer(tmp_path / name, replace(config, dtype=name))
+        for name in ("float32", "bfloat16")
+    )
+    before = parameters(wide.model)
+    wide.run()
+    narrow.run()
+    assert {value.dtype for value in parameters(narrow.model).values()} == {np.dtype(np.float32)}
+    one, other = (
+        {n: v - before[n] for n, v in parameters(t.model).items()} for t in (wide, narrow)
+    )
+    # bfloat16 weights of this size could not even hold such small steps.
+    steps = [np.concatenate([each[name].ravel() for name in sorted(each)]) for each in (one, other)]
+    assert np.corrcoef(*steps)[0, 1] > 0.8
+    assert any(not np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_a_rollout_trains_otherwise(tmp_path):
+    config = replace(SHORT, iterations=2)
+    plain = make_trainer(tmp_path / "plain", config)
+    rolled = make_trainer(tmp_path / "rolled", replace(config, rollout=2))
+    plain.run()
+    rolled.run()
+    assert not np.array_equal(np.array(plain.model.A), np.array(rolled.model.A))
+
+
+def test_the_best_weights_are_kept_and_the_run_ends_when_none_are_better(tmp_path):
+    config = replace(SHORT, iterations=20, validate_every=2, best_by="score", patience=3)
+    scores = {0: 1.0, 2: 3.0, 4: 5.0, 6: 4.0, 8: 5.0, 10: 4.5}
+
+    def run(folder, stop_at):
+        trainer = make_trainer(folder, config, validate=lambda _: {"score": scores[trainer.step]})
+        if not trainer.run(lambda: trainer.step == stop_at):
+            trainer = make_trainer(
+                folder, config, validate=lambda _: {"score": scores[trainer.step]}
+            )
+            trainer.resume()
+            assert trainer.run()
+        return trainer
+
+    whole, parts = run(tmp_path / "whole", None), run(tmp_path / "parts", 7)
+    assert (whole.step, whole.best) == (parts.step, parts.best) == (10, 5.0)
+    for folder in ("whole", "parts"):
+        kept = json.loads((tmp_path / folder / "config.json").read_text())
+        assert kept["training"]["steps"] == 4
+    before, after = (parameters(load_model(tmp_path / name)) for name in ("whole", "parts"))
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    assert make_trainer(tmp_path / "parts", config, validate=lambda _: {}).resume() == 10
+
+
+def test_states_that_stay_in_memory_are_the_same_and_read_once(tmp_path):
+    reads = []
+
+    class Counting(ToyTarget):
+        def prefill(self, prompt, cache):
+            reads.append(prompt)
+            return super().prefill(prompt, cache)
+
+    plain = make_trainer(tmp_path / "plain")
+    kept = make_trainer(tmp_path / "kept", teacher=Teacher.of(Counting(), 1 << 20))
+    plain.run()
+    kept.run()
+    assert len(reads) == 4
+    before, after = parameters(plain.model), parameters(kept.model)
+    assert all(np.array_equal(before[name], after[name]) for name in before)

@@ -1,0 +1,139 @@
+"""What a run is said to take, held against what it takes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from flash_mlx.cli import run
+from flash_mlx.loading import DEMO, load
+from flash_mlx.train import Example, Teacher, TrainConfig, Trainer
+from flash_mlx.train.answers import PromptMaker
+from flash_mlx.train.config import configure
+from flash_mlx.train.initial import STARTS, default_config, drafter_config, new_model
+from flash_mlx.train.plan import advice, plan, text_sizes
+from flash_mlx.train.source import find_questions
+from tiny import random_image
+from training import parameters
+
+LLAVA_7B = {
+    "text_config": {
+        "hidden_size": 4096,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "intermediate_size": 11008,
+        "vocab_size": 32064,
+    },
+    "vision_config": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "intermediate_size": 4096,
+        "patch_size": 14,
+        "image_size": 336,
+    },
+}
+
+
+def estimate(target, config, float32=False, tokens=256, examples=100):
+    return plan(
+        target,
+        default_config(*text_sizes(target), {}),
+        config,
+        answer_tokens=tokens,
+        hidden_bytes=1 << 30,
+        num_examples=examples,
+        float32=float32,
+    )
+
+
+def test_weights_are_counted():
+    assert estimate(LLAVA_7B, TrainConfig()).parts["target"] == pytest.approx(2 * 7.06e9, rel=0.01)
+    quantised = LLAVA_7B | {"quantization": {"bits": 4, "group_size": 64}}
+    # 4 bits, and a scale and a bias of 16 bits for 64 weights; the vision tower stays wide.
+    expected = 6.74e9 * 0.5625 + 2 * 0.33e9
+    assert estimate(quantised, TrainConfig()).parts["target"] == pytest.approx(expected, rel=0.01)
+
+
+def test_tiny_and_demo_weights_are_counted(llava, qwen):
+    for loaded in (llava, qwen):
+        have = sum(w.size for _, w in tree_flatten(loaded.target.model.parameters()))
+        told = estimate(loaded.config, TrainConfig(), float32=True).parts["target"] / 4
+        assert told == pytest.approx(have, rel=0.1), loaded.model_type
+
+
+def test_what_does_not_fit_is_told_with_what_does():
+    config = TrainConfig(batch_size=16)
+    whole = estimate(LLAVA_7B, config)
+    assert advice(whole, config, 128e9) == "It fits."
+    words = advice(whole, config, 48e9).split()
+    size, times = int(words[words.index("--batch-size") + 1]), int(words[-2])
+    assert size * times >= 16 > size
+    smaller = replace(config, batch_size=size, accumulate=times)
+    assert advice(estimate(LLAVA_7B, smaller), smaller, 48e9) == "It fits."
+    assert "fewer bits" in advice(whole, config, 16e9)
+
+
+@pytest.mark.slow
+def test_the_plan_of_the_demo_is_near_its_measured_peak(tmp_path: Path):
+    if not (DEMO / "target" / "config.json").is_file():
+        pytest.skip("this tree has no demo")
+    random_image(128, 128).save(tmp_path / "a.png")
+    model = load(draft="none")
+    asked = PromptMaker(model.loaded, "").ask_all(find_questions(str(tmp_path)))
+    examples = [Example(asked[0].prompt, tuple(range(5, 133))) for _ in range(3)]
+    config = TrainConfig(iterations=1, batch_size=3)
+    drafter = new_model(model.loaded, drafter_config(model.loaded, "random", {}), "random", 0)
+    trainer = Trainer(
+        drafter, Teacher.of(model.target, 1 << 30), examples, tmp_path / "run", config
+    )
+    mx.reset_peak_memory()
+    trainer.run()
+    told = estimate(model.config, config, float32=True, tokens=128, examples=3).total
+    assert told == pytest.approx(mx.get_peak_memory(), rel=0.2)
+
+
+def test_a_plan_needs_the_configuration_only(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    (tmp_path / "config.json").write_text(json.dumps(LLAVA_7B))
+    assert run(["train", "--plan", "--model", str(tmp_path), "--set", "dtype=bfloat16"]) == 0
+    out = capfd.readouterr().out
+    assert "target" in out
+    assert "M4 Max" in out
+    (tmp_path / "config.json").write_text("{}")
+    assert run(["train", "--plan", "--model", str(tmp_path)]) == 1
+    assert "hidden_size" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_new_drafter_begins_where_it_is_told(start, loaded):
+    config = drafter_config(loaded, start, {"num_latents": 3})
+    model = new_model(loaded, config, start, 0)
+    again = new_model(loaded, config, start, 0)
+    assert all((v == parameters(again)[n]).all() for n, v in parameters(model).items())
+    other = parameters(new_model(loaded, config, start, 1))
+    layer = loaded.target.model.language_model.model.layers[-1]
+    same = {name for name, value in parameters(model).items() if (value == other[name]).all()}
+    copied = start == "last-layer"
+    assert ("layers.q_proj.weight" in same) == copied
+    assert (model.layers.down_proj.weight.shape == layer.mlp.down_proj.weight.shape) == copied
+    if copied:
+        # Two heads of queries share one of keys in the tiny targets, or each has its own.
+        width = layer.self_attn.k_proj.weight.shape[0]
+        times = model.layers.k_proj.weight.shape[0] // width
+        heads = model.layers.k_proj.weight.reshape(-1, times, config.head_dim, config.hidden_size)
+        for each in range(times):
+            own = heads[:, each].reshape(width, -1)
+            assert mx.array_equal(own, layer.self_attn.k_proj.weight)
+    if start == "embeddings":
+        embedding = mx.random.normal((4, config.hidden_size))
+        z = model.fuse(embedding, mx.random.normal((4, config.hidden_size)))
+        if config.norm_inputs:
+            embedding = model.norm_embedding(embedding)
+        cosine = (z * embedding).sum(-1) / mx.linalg.norm(z, axis=-1)
+        assert (cosine / mx.linalg.norm(embedding, axis=-1)).min().item() > 0.9
+
+
+def test_settings_of_methods_differ():
+    assert len({repr(configure(name)) for name in ("ours", "flash", "msd", "vispec")}) == 4
