@@ -80,6 +80,11 @@ def _settings(
     show_default=True,
     help="Whose answers teach.",
 )
+@click.option(
+    "--answer-cache",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="File of the target's answers, which runs may share; answers.jsonl in --output if unset.",
+)
 @click.option("--prompt", "prompts", multiple=True, help="What to ask about pictures.")
 @click.option("--prompts-per-image", type=int, default=1, show_default=True, callback=at_least(1))
 @click.option(

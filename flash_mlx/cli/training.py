@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from flash_mlx.train.folder import (
     SKIPPED,
     check,
     claim,
-    hash_target,
+    describe_target,
     list_skipped,
 )
 from flash_mlx.train.initial import Start, drafter_config, new_model
@@ -47,7 +48,7 @@ DTYPES: Mapping[mx.Dtype, Literal["float32", "bfloat16", "float16"]] = {
     mx.float16: "float16",
 }
 HIDDEN_BYTES = 1 << 30  # of the target's states that stay in memory
-NOT_ASKED = ("resume", "overwrite", "plan", "save_every", "bench", "output")
+NOT_ASKED = ("resume", "overwrite", "plan", "save_every", "bench", "output", "answer_cache")
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,10 +85,10 @@ def run(options: Mapping[str, Any]) -> bool:
         drafter = new_model(model.loaded, shape, start, config.seed)
     else:
         drafter = load_model(folder)
-    target = _target_info(model)
+    target = describe_target(model)
     found, asked = _ask(model, options, config, str(target["sha256"]))
     claim(output, request, resume=resume)
-    data = _answer(model, options, found, asked, config.seed)
+    data = _answer(model, options, found, asked)
     if "dtype" not in options["settings"]:
         narrow = DTYPES[model.target.embed(mx.array([0])).dtype]
         config = replace(config, dtype=narrow)
@@ -165,7 +166,7 @@ def _ask(
         image_folder=options["image_folder"],
         text_rows=config.order == "text_first",
         limit=options["limit"],
-        seed=config.seed,
+        seed=options["seed"],
     )
     with progress("Reading", len(found.questions), "question") as bar:
         asked = PromptMaker(model.loaded, target_hash).ask_all(found, bar.update)
@@ -182,14 +183,13 @@ def _answer(
     options: Mapping[str, Any],
     found: Found,
     asked: list[Asked],
-    seed: int,
 ) -> _Data:
     """Hold some questions out and answer the others.
 
     Raises:
         ValueError: No answer can be used.
     """
-    output, most = options["output"], options["validation_prompts"]
+    output, most, seed = options["output"], options["validation_prompts"], options["seed"]
     kept, held_out = hold_out(asked, lambda one: one.question.images or one.digest, most, seed)
     facts = {"source": options["data"], "questions": len(asked), "held out": len(held_out)}
     facts["answers of"] = options["answers"]
@@ -200,7 +200,8 @@ def _answer(
     else:
         how = AnswerSettings(options["temperatures"], options["max_tokens"], seed)
         facts["at temperatures"] = ", ".join(f"{t:g}" for t in how.temperatures)
-        file, count = AnswerFile(output / ANSWERS), len(kept) * len(how.temperatures)
+        file = AnswerFile(options["answer_cache"] or output / ANSWERS)
+        count = len(kept) * len(how.temperatures)
         with progress("Answering", count, "answer") as bar:
             examples = answer_all(model, kept, how, file, lambda _: bar.update())
     facts |= {"examples": len(examples), "tokens": sum(len(e.answer) for e in examples)}
@@ -257,14 +258,18 @@ def _describe(
         how = bench.Settings(max_tokens=options["max_tokens"])
         with progress("Measuring", len(prompts) + 1, "prompt") as bar:
             rows = bench.run(model.loaded, drafters, prompts, how, bar.update)
+    metrics = read_metrics(output)
+    training = [row for row in metrics if row["kind"] == "training"]
     try:
-        plot(read_metrics(output), output / PLOT)
+        plot(metrics, output / PLOT)
     except ImportError:
         click.echo("No curves: they need matplotlib (pip install 'flash-mlx[train]').", err=True)
     facts = Facts(
         target=target,
         data=data.facts,
         config=trainer.config,
+        tokens_per_second=statistics.median(row["tokens_per_second"] for row in training),
+        target_share=statistics.median(row["target_share"] for row in training),
         drafter=best.config,
         start=origin,
         best=trainer.best,
@@ -281,16 +286,3 @@ def _describe(
         "",
     )
     click.echo(f"{output}: {trainer.best:.2f} tokens per pass on held-out questions{speed}")
-
-
-def _target_info(model: Model) -> dict[str, Any]:
-    """Return what is told about a target: name, family, revision and hash."""
-    path = model.loaded.path
-    on_hub = path.parent.name == "snapshots" and not Path(model.name).is_dir()
-    return {
-        "name": model.name,
-        "model_type": model.loaded.model_type,
-        "revision": path.name if on_hub else None,
-        "sha256": hash_target(path),
-        "on_hub": on_hub,
-    }

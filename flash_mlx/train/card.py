@@ -22,6 +22,8 @@ class Facts:
         target: Name, revision, hash and family of the target.
         data: What it was trained on, in words and numbers.
         config: How it was trained.
+        tokens_per_second: Tokens that it learned from per second of training, the median.
+        target_share: Share of that time that the target's passes took.
         drafter: Its sizes.
         start: Where its weights began.
         best: The best mean acceptance length on held-out questions; None if not measured.
@@ -32,6 +34,8 @@ class Facts:
     target: Mapping[str, Any]
     data: Mapping[str, Any]
     config: TrainConfig
+    tokens_per_second: float
+    target_share: float
     drafter: FlashConfig
     start: str
     best: float | None
@@ -73,7 +77,8 @@ def _text(facts: Facts, *, has_plot: bool) -> str:
         "## Data",
         _table(facts.data),
         "## Settings",
-        f"Initial weights: {_plain(facts.start)}.",
+        f"Initial weights: {_plain(facts.start)}. Training ran at {facts.tokens_per_second:.0f} "
+        f"tokens per second; the target took {facts.target_share:.0%} of the time.",
         _code({"training": asdict(facts.config), "drafter": facts.drafter.to_dict()}),
         "The files `training.safetensors`, `answers.jsonl`, `skipped.jsonl`, `run.json` and "
         "`metrics.jsonl` are of the run, not of the drafter; an upload does not need them.",

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from flash_mlx.checkpoint import CONFIG, WEIGHTS
 from flash_mlx.files import read_json, replacing
+from flash_mlx.loading import Model
 from flash_mlx.train.state import METRICS, STATE
 
 RUN, ANSWERS, SKIPPED, CARD, PLOT = (
@@ -99,11 +100,22 @@ def list_skipped(output: Path, skipped: Sequence[tuple[str, str]]) -> None:
         file.write_text("".join(row + "\n" for row in rows), encoding="ascii")
 
 
-def hash_target(folder: Path) -> str:
-    """Return the SHA-256 of a checkpoint's configuration and weights."""
+def describe_target(model: Model) -> dict[str, object]:
+    """Return what is told about a target: name, family, revision on the hub, and hash.
+
+    The hash is the SHA-256 of the checkpoint's configuration and weights.
+    """
+    path = model.loaded.path
     digest = hashlib.sha256()
-    for file in sorted([folder / CONFIG, *folder.glob("*.safetensors")]):
+    for file in sorted([path / CONFIG, *path.glob("*.safetensors")]):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+    on_hub = path.parent.name == "snapshots" and not Path(model.name).is_dir()
+    return {
+        "name": model.name,
+        "model_type": model.loaded.model_type,
+        "revision": path.name if on_hub else None,
+        "sha256": digest.hexdigest(),
+        "on_hub": on_hub,
+    }
