@@ -277,6 +277,15 @@ def test_a_narrow_step_moves_float32_weights_nearly_alike(tmp_path):
     assert any(not np.array_equal(one[name], other[name]) for name in one)
 
 
+def test_a_narrow_step_does_not_round_the_weights(tmp_path):
+    config = replace(SHORT, iterations=3, learning_rate=1e-6, optimizer="adamw", weight_decay=0)
+    trainer = make_trainer(tmp_path, replace(config, dtype="bfloat16"))
+    before = parameters(trainer.model)
+    trainer.run()
+    moved = max(np.abs(v - before[n]).max() for n, v in parameters(trainer.model).items())
+    assert 0 < moved < 1e-5
+
+
 def test_a_rollout_trains_otherwise(tmp_path):
     config = replace(SHORT, iterations=2)
     plain = make_trainer(tmp_path / "plain", config)
