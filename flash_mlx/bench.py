@@ -25,12 +25,11 @@ from flash_mlx.loading import read_by
 from flash_mlx.measure import bootstrap_interval, first_difference, mean_entropy, read_answer
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
-from flash_mlx.stats import GenerationStats, TimedDrafter, TimedTarget
+from flash_mlx.stats import GenerationStats, Phases, clocked
 from flash_mlx.targets import LoadedTarget
 
 PLAIN, MLX_VLM = "none", "mlx-vlm"
 TIMED_PROMPTS = 5  # prompts of the run that splits a round's time into phases
-PHASES = ("draft_seconds", "verify_seconds", "host_seconds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,18 +275,11 @@ def _phases(
 
     None for mlx-vlm, whose rounds are its own affair.
     """
-    if drafter is None:
-        return dict.fromkeys(PHASES)
-    target, timed = TimedTarget(read_by(drafter, loaded).target), TimedDrafter(drafter)
-    decoding, rounds = 0.0, 0
-    for index, prompt in enumerate(prompts):
-        stats = GenerationStats()
+    phases = Phases()
+    for index, prompt in enumerate(prompts if drafter is not None else ()):
+        target, timed = clocked(loaded.target, drafter or NoDrafter(), phases)
+        phases.begun = 0
+        stats = GenerationStats(phases=phases)
         for _ in stats.watch(_decode(loaded, target, timed, prompt, settings, index)):
             pass
-        decoding, rounds = decoding + stats.decode_seconds, rounds + stats.rounds
-    seconds = (
-        timed.draft_seconds,
-        target.verify_seconds,
-        decoding - target.verify_seconds - timed.draft_seconds,
-    )
-    return {name: each / max(1, rounds) for name, each in zip(PHASES, seconds, strict=True)}
+    return phases.per_round()

@@ -189,9 +189,23 @@ def _table(report: dict[str, Any]) -> str:
             f"{row['end_to_end_speedup']:10.2f} {row['mean_acceptance_length']:11.2f} "
             f"{row['identical']:9.2f}"
         )
+    lines += filter(None, map(_round, report["rows"]))
     costs = "  ".join(f"{m}: {cost:.2f}" for m, cost in report["verify_cost"].items())
     lines.append(f"Cost of a pass over m rows, relative to one row: {costs}")
     entropy = report["target_entropy"]  # None if plain decoding failed
     if entropy is not None:
         lines.append(f"Entropy of the target's text: {entropy:.3f} bits per token")
     return "\n".join(lines)
+
+
+def _round(row: dict[str, Any]) -> str:
+    """What a row's rounds spend their time on; nothing if that was not clocked."""
+    times = [row.get(f"{phase}_seconds") for phase in ("draft", "verify", "host")]
+    if None in times:
+        return ""
+    draft, verify, host = (1e3 * float(each) for each in times if each is not None)
+    total = draft + verify + host
+    return (
+        f"{row['drafter'][-12:]:12} {row['temperature']:4g} round of {total:.2f} ms: drafter "
+        f"{draft:.2f}, target {verify:.2f}, neither {host:.2f} ({host / total:.1%})"
+    )

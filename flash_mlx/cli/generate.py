@@ -12,6 +12,7 @@ import click
 
 from flash_mlx.cli.options import INTERRUPTED, ListOptions, at_least, between
 from flash_mlx.cli.penalties import penalty_options
+from flash_mlx.cli.report import as_json_object, statistics
 from flash_mlx.cli.show import coloured, has_colours, show_options
 from flash_mlx.cli.video import load_pictures, video_options
 
@@ -179,9 +180,9 @@ def command(
     if pieces:
         answer = join(pieces)
         if as_json:
-            click.echo(json.dumps(_as_json(loaded, answer, interrupted=interrupted)))
+            click.echo(json.dumps(as_json_object(loaded, answer, interrupted=interrupted)))
         elif verbose:
-            click.echo(_statistics(answer), err=True)
+            click.echo(statistics(answer), err=True)
     return INTERRUPTED if interrupted else 0
 
 
@@ -253,57 +254,3 @@ def _print_stream(
             sys.stdout.write("\n")
             sys.stdout.flush()
     return pieces, interrupted
-
-
-def _statistics(answer: GenerationResponse) -> str:
-    """What the answer took, in mlx-vlm's words, and what drafting brought."""
-    stats = answer.stats
-    lines = [
-        "=" * 10,
-        f"Prompt: {answer.prompt_tokens} tokens, {answer.prompt_tps:.3f} tokens-per-sec",
-        f"Generation: {stats.generation_tokens} tokens, {answer.generation_tps:.3f} tokens-per-sec",
-        f"Peak memory: {answer.peak_memory:.3f} GB",
-    ]
-    if stats.drafted:
-        lines.append(
-            f"Speculative decoding: {stats.mean_acceptance_length:.2f} accepted tokens/round "
-            f"({stats.accepted / stats.rounds:.2f} accepted drafts/round, "
-            f"{100 * stats.acceptance_rate:.1f}% of drafted, "
-            f"avg draft {stats.drafted / stats.rounds:.2f}) over {stats.rounds} rounds"
-        )
-    acceptance = f"acceptance {100 * stats.acceptance_rate:.1f}%, " if stats.drafted else ""
-    lines.append(
-        f"Speed: {stats.mean_acceptance_length:.2f} tokens per target pass, {acceptance}"
-        f"prefill {stats.prefill_seconds:.3f} s, decode {stats.decode_seconds:.3f} s"
-    )
-    if answer.visual_tokens:
-        read = f" -> {answer.latents} latents for the drafter" if answer.latents else ""
-        lines.append(f"Image: {answer.visual_tokens} visual tokens{read}")
-    return "\n".join(lines)
-
-
-def _as_json(
-    model: Model, answer: GenerationResponse, *, interrupted: bool
-) -> dict[str, str | int | float | list[int] | None]:
-    stats = answer.stats
-    return {
-        "text": answer.text,
-        "token_ids": list(answer.token_ids),
-        "finish_reason": "interrupted" if interrupted else answer.finish_reason,
-        "model": model.name,
-        "draft_model": model.draft_name,
-        "draft_kind": model.draft_kind,
-        "prompt_tokens": answer.prompt_tokens,
-        "visual_tokens": answer.visual_tokens,
-        "latents": answer.latents,
-        "generation_tokens": stats.generation_tokens,
-        "rounds": stats.rounds,
-        "drafted": stats.drafted,
-        "accepted": stats.accepted,
-        "mean_acceptance_length": stats.mean_acceptance_length,
-        "acceptance_rate": stats.acceptance_rate,
-        "prefill_seconds": stats.prefill_seconds,
-        "decode_seconds": stats.decode_seconds,
-        "generation_tps": answer.generation_tps,
-        "peak_memory_gb": answer.peak_memory,
-    }

@@ -23,7 +23,8 @@ JSON_KEYS = {
     "text", "token_ids", "finish_reason", "model", "draft_model", "draft_kind", "prompt_tokens",
     "visual_tokens", "latents", "generation_tokens", "rounds", "drafted", "accepted",
     "mean_acceptance_length", "acceptance_rate", "prefill_seconds", "decode_seconds",
-    "generation_tps", "peak_memory_gb",
+    "generation_tps", "peak_memory_gb", "acceptance_by_position", "accept_lengths",
+    "draft_seconds", "verify_seconds", "host_seconds",
 }  # fmt: skip
 
 
@@ -76,6 +77,9 @@ def test_the_same_text_with_and_without_a_drafter(
         "Speculative decoding: ",
         " accepted tokens/round (",
         " tokens per target pass, acceptance ",
+        "Rounds by tokens: ",
+        "; accepted by slot: ",
+        " ms neither (",
         "Image: 16 visual tokens -> 4 latents",
     ):
         assert part in err
@@ -106,6 +110,12 @@ def test_json_holds_the_figures(
     assert drafted["generation_tokens"] == len(drafted["token_ids"])
     assert drafted["rounds"] <= drafted["drafted"] <= 2 * drafted["rounds"]
     assert drafted["accepted"] <= drafted["drafted"]
+    lengths = {int(n): count for n, count in drafted["accept_lengths"].items()}
+    assert sum(lengths.values()) == drafted["rounds"]
+    assert sum(n * count for n, count in lengths.items()) == drafted["generation_tokens"] - 1
+    assert len(drafted["acceptance_by_position"]) == 2
+    assert drafted["draft_seconds"] > 0 < drafted["verify_seconds"]
+    assert plain["draft_seconds"] is plain["host_seconds"] is None
 
 
 @pytest.mark.parametrize("family", ["tiny_llava", "tiny_qwen"])
