@@ -9,7 +9,7 @@ Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -20,7 +20,7 @@ from flash_mlx.images import ImageSource, load_image
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets import LoadedTarget
 from flash_mlx.targets.quiet import quiet
-from flash_mlx.targets.rows import Read
+from flash_mlx.targets.rows import Inputs, Read
 
 __all__ = ["Detokenizer", "ImageSource", "image_spans", "load_image", "make_prompt"]
 
@@ -53,6 +53,7 @@ def make_prompt(
         ValueError: If a picture is damaged or too thin, the text holds an image placeholder, the
             template refuses it, or the prompt exceeds the context.
     """
+    _check_images(loaded, len(images), system)
     for part in (text, system or ""):
         _check_text(loaded, part)
     pictures = [load_image(image) for image in images]
@@ -60,6 +61,8 @@ def make_prompt(
         _check_shape(picture, number)
     written = _apply_template(loaded, text, system, len(pictures))
     tokens, inputs = _process(loaded, written, pictures)
+    if pictures and loaded.family.placed is not None:
+        tokens = _expand(loaded, tokens, inputs)
     spans = _find_spans(loaded, tokens, inputs, len(pictures))
     if pictures and loaded.family.prepare is not None:
         inputs = dict(loaded.family.prepare(loaded.config, inputs))
@@ -157,13 +160,25 @@ def _check_text(loaded: LoadedTarget, text: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError(f"The prompt must be valid Unicode; {error}.") from error
-    placeholders = {*loaded.family.placeholders, loaded.processor.image_token}
+    token = loaded.processor.tokenizer.convert_ids_to_tokens(loaded.image_token_id)
+    placeholders = {*loaded.family.placeholders, *([token] if token else [])}
     for placeholder in sorted(placeholders):
         if placeholder in text:
             raise ValueError(
                 f"The prompt must not contain {placeholder!r}, which stands for a picture in this "
                 "model; pass pictures as images and leave it out."
             )
+
+
+def _check_images(loaded: LoadedTarget, number: int, system: str | None) -> None:
+    fewest, most = loaded.family.num_images
+    if number < fewest or (most is not None and number > most):
+        wanted = f"{fewest}" if fewest == most else f"{fewest} to {most or 'many'}"
+        raise ValueError(
+            f"A prompt of a {loaded.model_type} model must have {wanted} image(s); got {number}."
+        )
+    if system is not None and not loaded.family.system:
+        raise ValueError(f"A {loaded.model_type} model takes no system message; leave it out.")
 
 
 def _check_shape(picture: Image.Image, number: int) -> None:
@@ -204,20 +219,35 @@ def _process(
         options["add_special_tokens"] = False  # the template has written it already
     try:
         with quiet():
-            arrays = loaded.processor(text=[written], images=pictures or None, **options)
+            arrays = (
+                loaded.processor(text=[written], images=pictures, **options)
+                if pictures
+                else loaded.processor.tokenizer([written], **options)
+            )
     except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
         raise ValueError(f"The checkpoint's processor must take the prompt: {error}") from error
     tokens = tuple(np.array(arrays["input_ids"])[0].tolist())
     inputs = {
         name: mx.array(value)
         for name, value in arrays.items()
-        if name not in NOT_FOR_THE_MODEL and isinstance(value, mx.array | np.ndarray)
+        if name not in NOT_FOR_THE_MODEL and isinstance(value, mx.array | np.ndarray | int)
     }
     return tokens, inputs
 
 
+def _expand(loaded: LoadedTarget, tokens: tuple[int, ...], inputs: Inputs) -> tuple[int, ...]:
+    """Return ids with one for each visual row, where the processor writes one an image."""
+    read = Read(loaded.config, inputs, tokens, loaded.image_token_id, loaded.processor)
+    rows = iter(loaded.family.rows_per_image(read))
+    expanded: list[int] = []
+    for token in tokens:
+        here = token == loaded.family.placed
+        expanded += [loaded.image_token_id] * next(rows, 1) if here else [token]
+    return tuple(expanded)
+
+
 def _find_spans(
-    loaded: LoadedTarget, tokens: tuple[int, ...], inputs: Mapping[str, mx.array], num_images: int
+    loaded: LoadedTarget, tokens: tuple[int, ...], inputs: Inputs, num_images: int
 ) -> tuple[tuple[int, int], ...]:
     family, image = loaded.family, loaded.image_token_id
     read = Read(loaded.config, inputs, tokens, image, loaded.processor)

@@ -76,10 +76,12 @@ def mlx_vlm_ids(
     from mlx_vlm import stream_generate
 
     criteria = loaded.processor.tokenizer.stopping_criteria
+    family = loaded.family
     ids = mx.array(prompt.tokens)[None]
     inputs = {"pixel_values": None, **prompt.inputs}
-    family = loaded.family
-    if family.image_rows is not None and prompt.inputs:
+    if family.placed is not None:
+        ids = mx.array(once_an_image(prompt, family.placed))[None]
+    elif family.image_rows is not None and prompt.inputs:
         # Its own way is not that of the family's authors: it is given the rows to put in.
         inputs["cached_image_features"] = family.image_rows(loaded.target.model, inputs)[:, None]
     with monkeypatch.context() as patch:
@@ -97,6 +99,15 @@ def mlx_vlm_ids(
         )
         # The last response repeats the last id.
         return [response.token for response in responses][:max_tokens]
+
+
+def once_an_image(prompt: Prompt, placed: int) -> list[int]:
+    """Return the ids with one `placed` for each image, as its processor writes them."""
+    ids, done = [], 0
+    for start, stop in prompt.image_spans:
+        ids += [*prompt.tokens[done:start], placed]
+        done = stop
+    return [*ids, *prompt.tokens[done:]]
 
 
 def run(target: Target, drafter: Drafter, prompt: Prompt, max_tokens: int) -> tuple:

@@ -109,6 +109,11 @@ class MlxVlmTarget:
                 f"A prompt must be longer than what the cache holds of it; this one has "
                 f"{num_rows} rows, the cache holds {first} rows."
             )
+        if first and self.family.prefix:
+            raise ValueError(
+                f"A {self.family.model_type} model reads a prompt at once, all of it; the cache "
+                f"holds {first} rows of it. Start with a new cache."
+            )
         prompt.require_fits(self.max_context)
         kept: list[mx.array] = []
         for start, hidden in self._read_chunks(prompt, cache):
@@ -137,7 +142,8 @@ class MlxVlmTarget:
             )
         cache.open(topology)
         ids = tree.tokens[None]
-        hidden = self._read_chain(ids, cache) if topology.is_chain else self._read_tree(tree, cache)
+        causal = topology.is_chain and not self.family.prefix
+        hidden = self._read_chain(ids, cache) if causal else self._read_tree(tree, cache)
         return Output(self.lm_head(hidden), hidden)
 
     def embed(self, tokens: mx.array) -> mx.array:
@@ -160,8 +166,9 @@ class MlxVlmTarget:
         if not text_alone:
             features = self._decoder.read(prompt)
             cache.rope_delta = features.rope_delta
-        for start in range(first, num_rows, self._chunk_size):
-            rows = slice(start, min(start + self._chunk_size, num_rows))
+        chunk_size = num_rows if self.family.prefix else self._chunk_size
+        for start in range(first, num_rows, chunk_size):
+            rows = slice(start, min(start + chunk_size, num_rows))
             cache.open(Topology.chain(rows.stop - start - 1))
             if text_alone:
                 hidden = self._read_chain(ids[:, rows], cache)
@@ -190,7 +197,9 @@ class MlxVlmTarget:
         with self._hooks.active(cache.layers, mask[None, None], positions):
             if self.family.mrope:
                 return self._read_at(ids, positions, cache)
-            return self._decoder(ids, cache.layers)
+            # A decoder whose rows all attend to one another asks no cache for a mask.
+            given = {"mask": mask[None, None]} if self.family.prefix else {}
+            return self._decoder(ids, cache.layers, **given)
 
     def _read_at(self, ids: mx.array, positions: mx.array, cache: SequenceCache) -> mx.array:
         """Return hidden [N, D] of ids [1, N] at text positions [N], alike on the M-RoPE axes."""

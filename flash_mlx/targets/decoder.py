@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -111,6 +111,9 @@ class Decoder:
         logits: mx.array = (
             self.stack.embed_tokens.as_linear(hidden) if head is None else head(hidden)
         )
+        if self._family.softcap is not None:
+            bound = self._family.softcap(self._language_model)
+            logits = logits if bound is None else mx.tanh(logits / bound) * bound
         return logits
 
     def read(self, prompt: Prompt) -> PromptFeatures:
@@ -119,7 +122,8 @@ class Decoder:
         inputs = {name: x for name, x in prompt.inputs.items() if name != "attention_mask"}
         ids = mx.array(prompt.tokens, dtype=mx.int32)[None]
         if self._family.image_rows is not None and "pixel_values" in inputs:
-            return PromptFeatures(self._place(ids, self._family.image_rows(self._model, inputs)))
+            rows = self._family.image_rows(self._model, inputs)
+            return PromptFeatures(self._place(ids, rows, prompt.image_spans))
         if self._family.attends_mask:
             inputs["mask"] = mx.ones_like(ids)
         pixel_values = inputs.pop("pixel_values", None)
@@ -136,11 +140,15 @@ class Decoder:
             tuple(() if deepstack is None else deepstack),
         )
 
-    def _place(self, ids: mx.array, rows: mx.array) -> mx.array:
-        """Return [1, T, D], the embeddings of ids [1, T] with `rows` [N, D] at the visual ones."""
-        visual = ids == self._model.config.image_token_index
-        embeds = self.stack.embed_tokens(mx.where(visual, 0, ids))
-        number = mx.clip(mx.cumsum(visual.astype(mx.int32), axis=-1) - 1, 0, None)
-        placed = mx.where(visual[..., None], rows.astype(embeds.dtype)[number], embeds)
-        mx.eval(placed)
-        return placed
+    def _place(self, ids: mx.array, rows: mx.array, spans: Sequence[tuple[int, int]]) -> mx.array:
+        """Return [1, T, D], the embeddings of ids [1, T] with `rows` [N, D] at the spans."""
+        embeds = self.stack.embed_tokens(ids)
+        where = [row for start, stop in spans for row in range(start, stop)]
+        if len(where) != rows.shape[0]:
+            raise ValueError(
+                f"The images must take the prompt's {len(where)} visual rows; the model makes "
+                f"{rows.shape[0]} of them. The processor does not fit the model."
+            )
+        embeds[0, mx.array(where)] = rows.astype(embeds.dtype)
+        mx.eval(embeds)
+        return cast(mx.array, embeds)

@@ -11,12 +11,14 @@ from typing import Any
 
 import mlx.core as mx
 
-from flash_mlx.targets import anyres
+from flash_mlx.targets import anyres, fastvlm
 from flash_mlx.targets.rows import (
     Inputs,
     Read,
     fixed_rows,
     llava_rows,
+    patch_rows,
+    piece_rows,
     qwen_rows,
     tiled_rows,
 )
@@ -30,8 +32,9 @@ class Family:
 
     Attributes:
         model_type: As in `config.json`.
-        image_token: Keys in `config.json` of the id that stands for one visual row, and the value
-            mlx-vlm takes where all are missing.
+        image_token: Keys in `config.json` of the id that stands for one visual row, and what is
+            taken where all are missing: an id, one counted from the end of the vocabulary (below
+            0), or a token of the tokenizer.
         placeholders: Strings that the processor or tokenizer turns into visual rows.
         rows_per_image: From what the processor returned to [I] visual rows.
         mrope: Whether positions are three-dimensional (M-RoPE) and passed as `position_ids`;
@@ -42,6 +45,13 @@ class Family:
         embeds: Name of the decoder's argument for embeddings.
         flat: Whether the language model is the decoder and its LM head in one.
         sliding: Whether some layers see a window of the last rows only.
+        num_images: Fewest and most images of a prompt; None: no limit.
+        system: Whether prompts can start with a system message.
+        prefix: Whether all rows of the prompt may attend to one another, so that it has to be read
+            at once.
+        softcap: From the language model to the bound that its LM head bends logits to, or None.
+        placed: The id that the processor returns once an image, for all its rows; None: it
+            returns one for each row.
         attends_mask: Whether embedding the prompt needs an attention mask.
         scale: What the decoder multiplies embeddings [..., D] with, itself.
         prepare: From `config.json` and the processor's arrays to arrays that `image_rows` needs.
@@ -50,7 +60,7 @@ class Family:
     """
 
     model_type: str
-    image_token: tuple[tuple[str, ...], int]
+    image_token: tuple[tuple[str, ...], int | str]
     placeholders: tuple[str, ...]
     rows_per_image: Callable[[Read], tuple[int, ...]]
     mrope: bool = False
@@ -59,14 +69,23 @@ class Family:
     embeds: str = "inputs_embeds"
     flat: bool = False
     sliding: bool = False
+    num_images: tuple[int, int | None] = (0, None)
+    system: bool = True
+    prefix: bool = False
+    softcap: Callable[[Any], float | None] | None = None
+    placed: int | None = None
     attends_mask: bool = False
     scale: Callable[[int, mx.Dtype], mx.array] | None = None
     prepare: Callable[[Mapping[str, Any], Inputs], Inputs] | None = None
     image_rows: Callable[[Any, Inputs], mx.array] | None = None
 
-    def image_token_id(self, config: Mapping[str, Any]) -> int:
+    def image_token_id(self, config: Mapping[str, Any], tokenizer: Any) -> int:
         """Return the id that stands for one visual row."""
         keys, default = self.image_token
+        if isinstance(default, str):
+            return int(tokenizer.convert_tokens_to_ids(default))
+        if default < 0:
+            default += int(config["vocab_size"])
         found = (config[key] for key in keys if config.get(key) is not None)
         return int(next(found, default))
 
@@ -83,6 +102,17 @@ def family_of(model_type: object) -> Family:
             f"{model_type!r}. Other families of mlx-vlm are not supported yet."
         )
     return FAMILIES[model_type]
+
+
+def gemma1_scale(hidden_size: int, dtype: mx.Dtype) -> mx.array:
+    """Return the square root of D."""
+    return mx.array(hidden_size**0.5, dtype)
+
+
+def gemma2_softcap(language_model: Any) -> float | None:
+    """Return the bound of Gemma 2's logits; Gemma's have none."""
+    bound: float | None = language_model.final_logit_softcapping
+    return bound if language_model.model_type == "gemma2" else None
 
 
 def gemma_scale(hidden_size: int, dtype: mx.Dtype) -> mx.array:
@@ -144,6 +174,48 @@ FAMILIES: dict[str, Family] = {
                 flat=True,
             )
             for model_type in ("idefics3", "smolvlm")
+        ),
+        Family(
+            model_type="internvl_chat",
+            image_token=((), "<IMG_CONTEXT>"),
+            placeholders=("<image>", "<IMG_CONTEXT>"),
+            rows_per_image=piece_rows,
+            template_as="llava_qwen2",  # "<image>", a line feed, text: as its authors write it
+        ),
+        *(
+            Family(
+                model_type=model_type,
+                image_token=(("image_token_index", "image_token_id"), 10),
+                placeholders=("[IMG]",),
+                rows_per_image=patch_rows,
+                marks=True,
+            )
+            for model_type in ("pixtral", "mistral3")
+        ),
+        Family(
+            model_type="paligemma",
+            image_token=(("image_token_index",), 257152),
+            placeholders=("<image>",),
+            rows_per_image=fixed_rows("num_image_tokens", 256),
+            num_images=(1, 1),
+            system=False,
+            prefix=True,
+            softcap=gemma2_softcap,
+            attends_mask=True,
+            scale=gemma1_scale,
+        ),
+        *(
+            Family(
+                model_type=model_type,
+                image_token=((), -1),  # Qwen2's last rows of the vocabulary are of no token
+                placeholders=("<image>",),
+                rows_per_image=fastvlm.rows,
+                template_as="llava_qwen2",
+                embeds="input_embeddings",
+                placed=-200,
+                image_rows=fastvlm.image_rows,
+            )
+            for model_type in ("fastvlm", "llava_qwen2")
         ),
     )
 }

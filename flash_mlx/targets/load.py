@@ -88,7 +88,7 @@ def load_target(
         config=config,
         family=family,
         eos_ids=tuple(processor.tokenizer.stopping_criteria.eos_token_ids),
-        image_token_id=family.image_token_id(config),
+        image_token_id=family.image_token_id(config, processor.tokenizer),
         generation_defaults=defaults,
     )
 
@@ -122,7 +122,16 @@ def _convert(model: nn.Module, dtype: mx.Dtype | None) -> None:
 
 
 def _complete(processor: Any, config: Mapping[str, Any]) -> None:
-    """Fill what LLaVA processors saved by older versions lack, from the model's configuration."""
+    """Fill what processors lack, from the checkpoint's other files.
+
+    Raises:
+        ValueError: If it is nowhere.
+    """
+    if config["model_type"] == "internvl_chat":
+        # mlx-vlm's processor has a template of its own, which is not the model's.
+        if processor.tokenizer.chat_template is None:
+            raise ValueError("The checkpoint must bring its chat template; there is none.")
+        processor.chat_template = processor.tokenizer.chat_template
     if config["model_type"] == "llava" and processor.patch_size is None:
         vision = config.get("vision_config", {})
         processor.patch_size = vision.get("patch_size", 14)

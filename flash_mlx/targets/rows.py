@@ -92,3 +92,16 @@ def tiled_rows(read: Read) -> tuple[int, ...]:
             images.append(rows)
             rows = 0
     return tuple(images)
+
+
+def piece_rows(read: Read) -> tuple[int, ...]:
+    """Visual rows in one piece are one image: marks stand between any two."""
+    return tuple(stop - start for start, stop in read.runs())
+
+
+def patch_rows(read: Read) -> tuple[int, ...]:
+    """Patches of each image, merged in squares; a mark stands at the end of each line."""
+    merge = int(read.config.get("spatial_merge_size", 1))
+    side = int(read.vision.get("patch_size", 14)) * merge
+    sizes = np.array(read.inputs["image_sizes"]).reshape(-1, 2)  # [I, 2]: height, width
+    return tuple(int(rows) for rows in (sizes // side).prod(axis=1))

@@ -10,18 +10,23 @@ here for a checkpoint that differs from them.
 """
 
 from tiny.common import edit_json, random_image
-from tiny.gemma import build_gemma3
+from tiny.fastvlm import build_fastvlm, small_tower
+from tiny.gemma import build_gemma3, build_paligemma
 from tiny.idefics import build_idefics3, build_smolvlm
+from tiny.internvl import build_internvl
 from tiny.llava import build_llava, build_llava_next, build_llava_onevision
+from tiny.pixtral import build_mistral3, build_pixtral
 from tiny.qwen import build_qwen, build_qwen2, build_qwen3
 
 __all__ = [
     "BUILDERS",
     "build_gemma3",
     "build_llava",
+    "build_paligemma",
     "build_qwen",
     "edit_json",
     "random_image",
+    "small_tower",
 ]
 
 # By model type.
@@ -35,4 +40,9 @@ BUILDERS = {
     "gemma3": build_gemma3,
     "idefics3": build_idefics3,
     "smolvlm": build_smolvlm,
+    "internvl_chat": build_internvl,
+    "pixtral": build_pixtral,
+    "mistral3": build_mistral3,
+    "paligemma": build_paligemma,
+    "llava_qwen2": build_fastvlm,
 }

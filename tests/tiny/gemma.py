@@ -1,4 +1,4 @@
-"""Gemma 3."""
+"""Gemma 3 and PaliGemma."""
 
 from pathlib import Path
 
@@ -40,6 +40,13 @@ GEMMA_TEMPLATE = (
     "{{ '<end_of_turn>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}"
 )
+
+GEMMA2 = {
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "attn_logit_softcapping": 5.0,
+    "final_logit_softcapping": 3.0,
+}
 
 
 def build_gemma3(folder: Path, *, sliding_window: int = 24) -> Path:
@@ -99,5 +106,50 @@ def build_gemma3(folder: Path, *, sliding_window: int = 24) -> Path:
         },
         "processor_config.json": {"image_seq_length": 4, "processor_class": "Gemma3Processor"},
         "chat_template.json": {"chat_template": GEMMA_TEMPLATE},
+    }
+    return write(folder, files, to_hub(weights, {}), mx.float32, tokenizer)
+
+
+def build_paligemma(folder: Path, *, text: str = "gemma") -> Path:
+    """Write a PaliGemma checkpoint; an image takes 16 rows. PaliGemma 2 has `text` gemma2."""
+    tokenizer = train_tokenizer(("<pad>", "<eos>", "<bos>", "<image>"))
+    config = {
+        "architectures": ["PaliGemmaForConditionalGeneration"],
+        "model_type": "paligemma",
+        "image_token_index": tokenizer.token_to_id("<image>"),
+        "pad_token_id": tokenizer.token_to_id("<pad>"),
+        "eos_token_id": tokenizer.token_to_id("<eos>"),
+        "hidden_size": 64,
+        "projection_dim": 64,
+        "text_config": {
+            **TEXT,
+            "model_type": text,
+            "num_image_tokens": 16,
+            "vocab_size": tokenizer.get_vocab_size(),
+            **({"num_hidden_layers": 3} if text == "gemma" else GEMMA2),
+        },
+        "vision_config": {
+            **VISION,
+            "model_type": "siglip_vision_model",
+            "image_size": 56,
+            "projection_dim": 64,
+        },
+    }
+    weights = random_model(config, 13)
+    for name in weights:
+        if name.startswith("language_model") and name.endswith("norm.weight"):
+            weights[name] = mx.zeros_like(weights[name])
+    weights["language_model.model.embed_tokens.weight"] *= 0.03
+    files = {
+        "config.json": config,
+        "tokenizer_config.json": tokenizer_config("<eos>", bos_token="<bos>", pad_token="<pad>"),
+        "preprocessor_config.json": {
+            **PIXELS,
+            "image_processor_type": "SiglipImageProcessor",
+            "processor_class": "PaliGemmaProcessor",
+            "size": {"height": 56, "width": 56},
+            "image_seq_length": 16,
+        },
+        "processor_config.json": {"image_seq_length": 16, "processor_class": "PaliGemmaProcessor"},
     }
     return write(folder, files, to_hub(weights, {}), mx.float32, tokenizer)
