@@ -30,6 +30,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 import numpy as np
 
+from flash_mlx.kernels.accept_tree import accept_tree
 from flash_mlx.sampling import Sampler, draw
 from flash_mlx.tree import DraftTree, Topology
 
@@ -58,11 +59,14 @@ class Verdict:
     Attributes:
         topology: Shape of the judged tree, N rows.
         table: [3, N] int32; the tree's tokens; 1 where row i is accepted if its parent is and no
-            elder sibling is; what follows row i if none of its children is accepted.
+            elder sibling is; what follows row i if none of its children is accepted. If `walked`:
+            [2, N] int32; the accepted rows and the token after each, -1 behind the last.
+        walked: Whether the device has followed the rows already.
     """
 
     topology: Topology
     table: mx.array
+    walked: bool = False
 
     @property
     def next_tokens(self) -> mx.array:
@@ -71,6 +75,9 @@ class Verdict:
 
     def walk(self) -> Acceptance:
         """Follow accepted rows from the root. Waits for the device: the round's one transfer."""
+        if self.walked:
+            path, words = (row[row >= 0].tolist() for row in np.asarray(self.table))
+            return Acceptance(tuple(path), tuple(words))
         tokens, holds, next_tokens = np.asarray(self.table).tolist()
         row: int | None = 0
         rows: list[int] = []
@@ -114,10 +121,18 @@ def judge(tree: DraftTree, logits: mx.array, sampler: Sampler, key: mx.array) ->
         )
     if len(tree) == 1:  # nothing to check, and the walk reads only what follows the root
         return Verdict(tree.topology, mx.broadcast_to(sampler.sample(logits, key), (3, 1)))
+    parents = tree.topology.parents
     if sampler.greedy:
-        holds, next_tokens = _follow(tree, sampler.sample(logits, key))
+        choice = sampler.sample(logits, key)
+        path = accept_tree(parents, tree.tokens, choice)
+        if path is not None:
+            return Verdict(tree.topology, path, walked=True)
+        holds, next_tokens = _follow(tree, choice)
     else:
         holds, next_tokens = _reject(tree, sampler.probs(logits), key)
+        path = accept_tree(parents, tree.tokens, next_tokens, holds.astype(mx.int32))
+        if path is not None:
+            return Verdict(tree.topology, path, walked=True)
     return Verdict(tree.topology, mx.stack([tree.tokens, holds.astype(mx.int32), next_tokens]))
 
 

@@ -22,12 +22,12 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
-from flash_mlx.draft.buffer import write_rows
 from flash_mlx.draft.corrections import swiglu
 from flash_mlx.draft.in_turn import InTurn
 from flash_mlx.draft.model import FlashModel
 from flash_mlx.draft.reading import PartPool, pieces, pool_piece
 from flash_mlx.few_rows import lay_out_for_few_rows
+from flash_mlx.kernels.slot_attention import slot_attention, turn_and_write
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
@@ -196,27 +196,17 @@ class FlashDrafter:
         num_new = entries.shape[0]
         keys, values = state.keys, state.values
         if num_new:
-            _, keys, values = self._project(entries + self._slots[:1], state)
+            joined = self._project(entries + self._slots[:1])
+            base = self.model.config.rope_base
+            _, keys, values = turn_and_write(joined, keys, values, state.length, base)
         mx.async_eval(keys, values, [] if part is None else [part.total, part.rows])
         return FlashState(keys, values, state.length + num_new, state.slots[:0], part)
 
-    def _project(self, rows: mx.array, state: FlashState) -> tuple[mx.array, mx.array, mx.array]:
-        """Return the rotated queries [1, H, R, Dh] of rows [R, D], and the cache with the rows."""
-        config, start, heads = self.model.config, state.length, self.model.config.num_heads
-        # [R, 3 * H * Dh] -> [1, 3 * H, R, Dh]; queries and keys are rotated together.
+    def _project(self, rows: mx.array) -> mx.array:
+        """Return queries, keys and values of rows [R, D], not rotated: [R, 3, H, Dh]."""
+        config = self.model.config
         joined = self._qkv(self.model.layers.input_layernorm(rows))
-        joined = joined.reshape(1, rows.shape[0], -1, config.head_dim).swapaxes(1, 2)
-        turned = mx.fast.rope(
-            joined[:, : 2 * heads],
-            config.head_dim,
-            traditional=False,
-            base=config.rope_base,
-            scale=1,
-            offset=start,
-        )
-        keys = write_rows(state.keys, turned[:, heads:], start)
-        values = write_rows(state.values, joined[:, 2 * heads :], start)
-        return turned[:, :heads], keys, values
+        return joined.reshape(rows.shape[0], 3, config.num_heads, config.head_dim)
 
     def _read(self, entries: mx.array, hidden: mx.array, state: FlashState) -> FlashState:
         """Append entries to the cache and compute the slots of the last one.
@@ -233,18 +223,15 @@ class FlashDrafter:
         if num_new > 1:
             rows = mx.concatenate([entries[:-1] + self._slots[:1], rows])
 
-        queries, keys, values = self._project(rows, state)
-        end = state.length + rows.shape[0]
-        attended = mx.fast.scaled_dot_product_attention(
-            queries[:, :, num_new - 1 :],
-            keys[:, :, :end],
-            values[:, :, :end],
-            scale=config.head_dim**-0.5,
-            mask="causal",
+        attended, keys, values = slot_attention(
+            self._project(rows),
+            state.keys,
+            state.values,
+            state.length,
+            num_slots,
+            config.rope_base,
         )
-        attended = attended.swapaxes(1, 2).reshape(num_slots, -1)
-
-        latest = latest + block.o_proj(attended)
+        latest = latest + block.o_proj(attended.reshape(num_slots, -1))
         gate, up = mx.split(self._gate_up(block.post_attn_layernorm(latest)), 2, axis=-1)
         latest = latest + block.down_proj(swiglu(gate, up))
         return FlashState(keys, values, state.length + num_new, latest + self._gate * hidden)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from flash_mlx.draft.model import pool
+from flash_mlx.kernels.latent_pool import latent_pool
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,7 @@ class PartPool:
     @classmethod
     def of(cls, queries: mx.array, rows: mx.array) -> PartPool:
         """Pool rows [N, D] by queries [M, D]."""
-        wide = rows.astype(mx.float32)
-        scores = queries.astype(mx.float32) @ wide.T
-        largest = scores.max(axis=-1, keepdims=True)
-        weights = mx.exp(scores - largest)
-        return cls(largest, weights.sum(axis=-1, keepdims=True), weights @ wide)
+        return cls(*latent_pool(queries, rows))
 
     def join(self, other: PartPool) -> PartPool:
         """Return what both parts are together."""
@@ -105,8 +101,6 @@ def pool_piece(
         Latents [M, D] in the rows' dtype and None after the image's last row; else none [0, D],
         and the part so far.
     """
-    if piece.image == (piece.start, piece.stop):
-        return pool(queries, rows), None
     more = PartPool.of(queries, rows)
     part = more if part is None else part.join(more)
     if piece.image is None or piece.stop < piece.image[1]:

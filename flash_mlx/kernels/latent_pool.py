@@ -1,17 +1,19 @@
-r"""Pooling an image's rows into latents.
+r"""Pooling rows of an image into latents, part by part.
 
-    S = A F^T            scores, float32, without a scale
-    P = softmax(S)       over the image's rows
-    Y = P F
+    S = A F^T                    scores, float32, without a scale
+    largest = max S              of each latent, over the part's rows
+    total = sum exp(S - largest)
+    Y = exp(S - largest) F       float32; Y / total is softmax(S) F
 
-The definition makes a float32 copy of F, which for the 16,000 rows of a long video is larger than
-anything else in the prefill. The kernels read F twice in its own type and convert in registers;
-all sums are float32. The first leaves the scores and, for every chunk of rows, its largest score
-and the sum of exp(score - largest). The second joins the chunks' sums and adds up the rows, chunk
-after chunk, each scaled to the largest score of all.
+Parts of an image are joined by scaling them to the larger of their largest scores.
+
+The definition makes float32 copies of F: for 16,000 rows more memory traffic than anything else
+here. The kernels read F twice in its own type and convert in registers; all sums are float32. The
+first leaves the scores and, for every chunk of 32 rows, largest and total. The second joins these
+and adds up the rows, chunk after chunk.
 
 Shapes:
-    M: latents.    N: rows of an image.    D: hidden size.    C: chunks, N / 32 rounded up.
+    M: latents.    N: rows of the part.    D: hidden size.    C: chunks, N / 32 rounded up.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ MAX_LATENTS = 64
 
 SCORES = Source(
     name="flash_latent_scores",
-    inputs=("queries", "rows", "count"),
+    inputs=("queries", "rows", "count", "chunks"),
     outputs=("scores", "largest", "total"),
     header=TEMPLATES + PLACES,
     body=r"""
@@ -77,12 +79,14 @@ SCORES = Source(
     if (n < n_rows) {
       scores[size_t(m) * n_rows + n] = s;
     }
-    const float top = simd_max(s);
+    const bool odd = simd_any(n < n_rows && isnan(s));  // which max would pass over
+    const float most = simd_max(s);
+    const float top = odd ? NAN : most;
     const float base = top == -INFINITY ? 0.0f : top;  // no -inf - -inf
     const float sum = simd_sum(n < n_rows ? metal::precise::exp(s - base) : 0.0f);
     if (lane == 0) {
-      largest[m * CHUNKS + chunk] = top;
-      total[m * CHUNKS + chunk] = sum;
+      largest[m * chunks + chunk] = top;
+      total[m * chunks + chunk] = sum;
     }
   }
 """,
@@ -90,12 +94,12 @@ SCORES = Source(
 
 POOL = Source(
     name="flash_latent_pool",
-    inputs=("rows", "scores", "largest", "total", "count"),
-    outputs=("out",),
+    inputs=("rows", "scores", "largest", "total", "count", "chunks"),
+    outputs=("sums", "part_largest", "part_total"),
     header=TEMPLATES + PLACES,
     body=r"""
   // Threadgroup: 8 simdgroups, each all latents x 8 columns of D.
-  // rows [N, D], scores [M, N]; largest, total [M, C] -> out [M, D].
+  // rows [N, D], scores [M, N]; largest, total [M, C] -> sums [M, D]; part_largest, part_total [M].
   constexpr int TILES = (M + 7) / 8;
   const int n_rows = count;
   const uint lane = thread_index_in_simdgroup;
@@ -106,22 +110,27 @@ POOL = Source(
   const int d0 = (int(threadgroup_position_in_grid.x) * 8 + simd) * 8;
 
   threadgroup float top[TILES * 8];
-  threadgroup float scale[TILES * 8];
   threadgroup float weights[TILES * 8 * 32];  // [latent][row of the chunk]
   for (int m = simd; m < TILES * 8; m += 8) {
     float most = -INFINITY;
-    for (int i = int(lane); i < CHUNKS && m < M; i += 32) {
-      most = max(most, largest[m * CHUNKS + i]);
+    bool odd = false;
+    for (int i = int(lane); i < chunks && m < M; i += 32) {
+      most = max(most, largest[m * chunks + i]);
+      odd = odd || isnan(largest[m * chunks + i]);
     }
     most = simd_max(most);
+    most = simd_any(odd) ? NAN : most;
     float sum = 0.0f;
-    for (int i = int(lane); i < CHUNKS && m < M; i += 32) {
-      sum += total[m * CHUNKS + i] * metal::precise::exp(largest[m * CHUNKS + i] - most);
+    for (int i = int(lane); i < chunks && m < M; i += 32) {
+      sum += total[m * chunks + i] * metal::precise::exp(largest[m * chunks + i] - most);
     }
     sum = simd_sum(sum);
     if (lane == 0) {
       top[m] = most;
-      scale[m] = m < M ? 1.0f / sum : 0.0f;
+      if (m < M && threadgroup_position_in_grid.x == 0) {
+        part_largest[m] = most;
+        part_total[m] = sum;
+      }
     }
   }
 
@@ -137,7 +146,7 @@ POOL = Source(
       const int n = n0 + i % 32;
       float w = 0.0f;
       if (m < M && n < n_rows) {
-        w = metal::precise::exp(scores[size_t(m) * n_rows + n] - top[m]) * scale[m];
+        w = metal::precise::exp(scores[size_t(m) * n_rows + n] - top[m]);
       }
       weights[i] = w;
     }
@@ -162,64 +171,67 @@ POOL = Source(
   for (int t = 0; t < TILES; ++t) {
     const int m = t * 8 + r;
     if (m < M && d0 < D) {
-      out[size_t(m) * D + d0 + c] = static_cast<T>(acc[t].thread_elements()[0]);
-      out[size_t(m) * D + d0 + c + 1] = static_cast<T>(acc[t].thread_elements()[1]);
+      sums[size_t(m) * D + d0 + c] = acc[t].thread_elements()[0];
+      sums[size_t(m) * D + d0 + c + 1] = acc[t].thread_elements()[1];
     }
   }
 """,
 )
 
 
-def latent_pool(queries: mx.array, rows: mx.array) -> mx.array:
-    """Return softmax(queries rows^T) rows, by the fastest way that is right on this machine.
+Part = tuple[mx.array, mx.array, mx.array]
+
+
+def latent_pool(queries: mx.array, rows: mx.array) -> Part:
+    """Pool rows of an image, by the fastest way that is right on this machine.
 
     Args:
         queries: [M, D] learned; of the rows' type.
-        rows: [N, D] the target's hidden at the image's rows.
+        rows: [N, D] the target's hidden at some of the image's rows.
 
     Returns:
-        [M, D] in the rows' type.
+        Largest score [M, 1], sum of exp(score - largest) [M, 1], and the rows' sum weighted by
+        exp(score - largest) [M, D]; float32.
     """
-    return run(LATENT_POOL, queries, rows)[0]
+    largest, total, sums = run(LATENT_POOL, queries, rows)
+    return largest, total, sums
 
 
-def latent_pool_ops(queries: mx.array, rows: mx.array) -> tuple[mx.array]:
+def latent_pool_ops(queries: mx.array, rows: mx.array) -> Part:
     """Define `latent_pool`; there is no 1/sqrt(D), so scores spread widely and need float32."""
     wide = rows.astype(mx.float32)
     scores = queries.astype(mx.float32) @ wide.T
-    return ((mx.softmax(scores, axis=-1) @ wide).astype(rows.dtype),)
+    largest = scores.max(axis=-1, keepdims=True)
+    weights = mx.exp(scores - largest)
+    return largest, weights.sum(axis=-1, keepdims=True), weights @ wide
 
 
-def latent_pool_kernel(queries: mx.array, rows: mx.array) -> tuple[mx.array]:
+def latent_pool_kernel(queries: mx.array, rows: mx.array) -> Part:
     """Launch `latent_pool`: two kernels."""
     (num_latents, size), num_rows = queries.shape, rows.shape[0]
     chunks = -(-num_rows // CHUNK)
-    template: list[tuple[str, Constant]] = [
-        ("T", rows.dtype),
-        ("M", num_latents),
-        ("D", size),
-        ("CHUNKS", chunks),
-    ]
-    count = scalar(num_rows)
+    template: list[tuple[str, Constant]] = [("T", rows.dtype), ("M", num_latents), ("D", size)]
+    count, num_chunks = scalar(num_rows), scalar(chunks)
     per_chunk = ((num_latents * chunks,), mx.float32)
     scores, largest, total = launch(
         SCORES,
-        [queries, rows, count],
+        [queries, rows, count, num_chunks],
         [((num_latents * num_rows,), mx.float32), per_chunk, per_chunk],
         grid=(128 * chunks, 1, 1),
         threadgroup=(128, 1, 1),
         template=template,
     )
     blocks = -(-size // COLUMNS)
-    (pooled,) = launch(
+    each = ((num_latents, 1), mx.float32)
+    sums, part_largest, part_total = launch(
         POOL,
-        [rows, scores, padded(largest), padded(total), count],
-        [((num_latents, size), rows.dtype)],
+        [rows, scores, padded(largest), padded(total), count, num_chunks],
+        [((num_latents, size), mx.float32), each, each],
         grid=(256 * blocks, 1, 1),
         threadgroup=(256, 1, 1),
         template=template,
     )
-    return (pooled,)
+    return part_largest, part_total, sums
 
 
 def latent_pool_fits(queries: mx.array, rows: mx.array) -> str | None:

@@ -245,6 +245,9 @@ def most_likely(logits: mx.array, keep: int) -> tuple[mx.array, mx.array]:
     rows, vocab_size = logits.shape
     wide = logits.astype(mx.float32)
     lse = mx.logsumexp(wide, axis=-1, keepdims=True)
+    if keep == 1:
+        token = mx.argmax(logits, axis=-1, keepdims=True)
+        return token.astype(mx.int32), mx.take_along_axis(wide, token, axis=-1) - lse
     tiles = mx.pad(wide, [(0, 0), (0, -vocab_size % TILE)], constant_values=-mx.inf)
     tiles = tiles.reshape(rows, -1, TILE)
     best = mx.sort(mx.argsort(-tiles.max(axis=-1), axis=-1)[:, :keep], axis=-1)

@@ -6,7 +6,7 @@ r"""The attention step of the drafter: k slots over its cache and over the rows 
 In MLX's operations that is a rotation, two writes, an attention and copies between their layouts:
 for a context of some hundred rows their launches take longer than their work. One kernel does it,
 a threadgroup a head: it rotates the new rows, hands keys and values back in the cache's layout, and
-its 8 simdgroups share the keys.
+its 8 simdgroups share the keys. Where the cache keeps them is another write, of these rows alone.
 
 Shapes:
     R: new rows; the last k are the slots.    S: rows of the cache that count.
@@ -20,6 +20,7 @@ from functools import cache
 
 import mlx.core as mx
 
+from flash_mlx.buffer import write_rows
 from flash_mlx.kernels.dispatch import Kernel, run
 from flash_mlx.kernels.metal import Constant, Source, launch, scalar
 
@@ -34,7 +35,7 @@ SOURCE = Source(
     outputs=("attended", "new_keys", "new_values"),
     contiguous=False,
     body=r"""
-  // Threadgroup: a head. joined [R, 3, H, D]; keys, values [H, >= S, D] with strides
+  // Threadgroup: a head. joined [R, 3, H, D]; keys, values [1, H, >= S, D] with strides
   // -> attended [SLOTS, H, D]; new_keys, new_values [H, R, D].
   constexpr int HALF = D / 2;
   constexpr int OWN = (D + 31) / 32;           // numbers of a head that a lane holds: lane + 32 i
@@ -107,8 +108,8 @@ SOURCE = Source(
       k[i] = 0.0f;
       v[i] = 0.0f;
       if (d < D && row < 0) {
-        k[i] = float(keys[head * keys_strides[0] + j * keys_strides[1] + d]);
-        v[i] = float(values[head * values_strides[0] + j * values_strides[1] + d]);
+        k[i] = float(keys[head * keys_strides[1] + j * keys_strides[2] + d]);
+        v[i] = float(values[head * values_strides[1] + j * values_strides[2] + d]);
       } else if (d < D) {
         k[i] = fresh_k[row * D + d];
         v[i] = fresh_v[row * D + d];
@@ -176,54 +177,69 @@ SOURCE = Source(
 )
 
 
+Attended = tuple[mx.array, mx.array, mx.array]
+
+
 def slot_attention(
     joined: mx.array, keys: mx.array, values: mx.array, start: int, slots: int, rope_base: float
-) -> tuple[mx.array, mx.array, mx.array]:
-    """Attend, by the fastest way that is right on this machine.
+) -> Attended:
+    """Attend and write the cache, by the fastest way that is right on this machine.
 
     Args:
         joined: [R, 3, H, D] queries, keys and values of the new rows, not rotated.
-        keys: [H, capacity, D] rotated keys of earlier rows, those from `start` on not read.
-        values: [H, capacity, D] likewise.
+        keys: [1, H, capacity, D] rotated keys of earlier rows; from `start` on they are not read.
+        values: [1, H, capacity, D] likewise.
         start: S, which is also the position of the first new row.
         slots: k.
         rope_base: Of the rotary positions.
 
     Returns:
-        [k, H, D] attended; keys, rotated, and values of the new rows, [H, R, D] each.
+        [k, H, D] attended; keys and values with the new rows at `start`, larger if need be.
     """
-    attended, new_keys, new_values = run(
-        SLOT_ATTENTION, joined, keys, values, start, slots, rope_base
-    )
-    return attended, new_keys, new_values
+    attended, keys, values = run(SLOT_ATTENTION, joined, keys, values, start, slots, rope_base)
+    return attended, keys, values
 
 
 def slot_attention_ops(
     joined: mx.array, keys: mx.array, values: mx.array, start: int, slots: int, rope_base: float
-) -> tuple[mx.array, mx.array, mx.array]:
+) -> Attended:
     """Define `slot_attention`."""
+    num_rows, size = joined.shape[0], joined.shape[-1]
+    queries, keys, values = turn_and_write(joined, keys, values, start, rope_base)
+    end = start + num_rows
+    attended = mx.fast.scaled_dot_product_attention(
+        queries[:, :, num_rows - slots :],
+        keys[:, :, :end],
+        values[:, :, :end],
+        scale=size**-0.5,
+        mask="causal",
+    )
+    return attended[0].swapaxes(0, 1), keys, values
+
+
+def turn_and_write(
+    joined: mx.array, keys: mx.array, values: mx.array, start: int, rope_base: float
+) -> Attended:
+    """Return the rotated queries [1, H, R, D], and the cache with the new rows, as above."""
     num_rows, _, heads, size = joined.shape
+    # [R, 3, H, D] -> [1, 3 * H, R, D]; queries and keys are rotated together.
     by_head = joined.reshape(1, num_rows, 3 * heads, size).swapaxes(1, 2)
     turned = mx.fast.rope(
         by_head[:, : 2 * heads], size, traditional=False, base=rope_base, scale=1, offset=start
     )
-    new_keys, new_values = turned[0, heads:], by_head[0, 2 * heads :]
-    attended = mx.fast.scaled_dot_product_attention(
-        turned[:, :heads, num_rows - slots :],
-        mx.concatenate([keys[:, :start], new_keys], axis=1)[None],
-        mx.concatenate([values[:, :start], new_values], axis=1)[None],
-        scale=size**-0.5,
-        mask="causal",
+    return (
+        turned[:, :heads],
+        write_rows(keys, turned[:, heads:], start),
+        write_rows(values, by_head[:, 2 * heads :], start),
     )
-    return attended[0].swapaxes(0, 1), new_keys, new_values
 
 
 def slot_attention_kernel(
     joined: mx.array, keys: mx.array, values: mx.array, start: int, slots: int, rope_base: float
-) -> list[mx.array]:
-    """Launch `slot_attention`: one kernel."""
+) -> Attended:
+    """Launch `slot_attention`: one kernel, and the new rows put in their place."""
     num_rows, _, heads, size = joined.shape
-    new = ((heads, num_rows, size), joined.dtype)
+    new = ((1, heads, num_rows, size), joined.dtype)
     constants: list[tuple[str, Constant]] = [
         ("T", joined.dtype),
         ("R", num_rows),
@@ -231,7 +247,7 @@ def slot_attention_kernel(
         ("H", heads),
         ("D", size),
     ]
-    return launch(
+    attended, new_keys, new_values = launch(
         SOURCE,
         [mx.contiguous(joined), keys, values, scalar(start), _speeds(rope_base, size)],
         [((slots, heads, size), joined.dtype), new, new],
@@ -239,20 +255,21 @@ def slot_attention_kernel(
         threadgroup=(256, 1, 1),
         template=constants,
     )
+    return attended, write_rows(keys, new_keys, start), write_rows(values, new_values, start)
 
 
 def slot_attention_fits(
     joined: mx.array, keys: mx.array, values: mx.array, start: int, slots: int, _rope_base: float
 ) -> str | None:
     """Return why the kernel does not take these arguments; None if it does."""
-    if joined.ndim != 4 or joined.shape[1] != 3 or keys.ndim != 3 or keys.shape != values.shape:
-        return "new rows [R, 3, H, D] and keys and values of one shape [H, S, D]"
+    if joined.ndim != 4 or joined.shape[1] != 3 or keys.ndim != 4 or keys.shape != values.shape:
+        return "new rows [R, 3, H, D] and keys and values of one shape [1, H, S, D]"
     num_rows, _, heads, size = joined.shape
     if not 1 <= slots <= min(MAX_SLOTS, num_rows) or num_rows * size > MAX_NUMBERS:
         return f"1 to {MAX_SLOTS} slots and {MAX_NUMBERS} numbers a head in new rows"
-    if size not in HEAD_SIZES or (keys.shape[0], keys.shape[2]) != (heads, size):
+    if size not in HEAD_SIZES or (keys.shape[1], keys.shape[3]) != (heads, size):
         return f"heads of {', '.join(map(str, HEAD_SIZES))} numbers"
-    if not 1 <= start <= keys.shape[1]:
+    if not 1 <= start <= keys.shape[2]:
         return "a cache that is not empty"
     if joined.dtype not in FLOATS or {keys.dtype, values.dtype} != {joined.dtype}:
         return "rows, keys and values of one float type"

@@ -149,8 +149,8 @@ def slot_arguments(
     joined = normal(rows, 3, heads, size, dtype=dtype, seed=8)
 
     def cache(seed: int) -> mx.array:
-        valid = normal(heads, start, size, dtype=dtype, seed=seed)
-        return mx.pad(valid, [(0, 0), (0, 7), (0, 0)], constant_values=mx.nan)
+        valid = normal(1, heads, start, size, dtype=dtype, seed=seed)
+        return mx.pad(valid, [(0, 0), (0, 0), (0, 7), (0, 0)], constant_values=mx.nan)
 
     return joined, cache(9), cache(10), start, slots, 10000.0
 

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flash_mlx.buffer import GROWTH
 from flash_mlx.decode import Drafter
 from flash_mlx.draft import FlashDrafter, FlashState
-from flash_mlx.draft.buffer import GROWTH
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_reference import SMALL, compressed, corrected, random_model, slot_outputs, weights_of
