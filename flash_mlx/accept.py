@@ -121,19 +121,16 @@ def judge(tree: DraftTree, logits: mx.array, sampler: Sampler, key: mx.array) ->
         )
     if len(tree) == 1:  # nothing to check, and the walk reads only what follows the root
         return Verdict(tree.topology, mx.broadcast_to(sampler.sample(logits, key), (3, 1)))
-    parents = tree.topology.parents
     if sampler.greedy:
-        choice = sampler.sample(logits, key)
-        path = accept_tree(parents, tree.tokens, choice)
-        if path is not None:
-            return Verdict(tree.topology, path, walked=True)
-        holds, next_tokens = _follow(tree, choice)
+        holds, next_tokens = _follow(tree, sampler.sample(logits, key))
     else:
         holds, next_tokens = _reject(tree, sampler.probs(logits), key)
-        path = accept_tree(parents, tree.tokens, next_tokens, holds.astype(mx.int32))
-        if path is not None:
-            return Verdict(tree.topology, path, walked=True)
-    return Verdict(tree.topology, mx.stack([tree.tokens, holds.astype(mx.int32), next_tokens]))
+    flags = holds.astype(mx.int32)
+    fallen = None if sampler.greedy else flags  # else the walk compares tokens itself
+    path = accept_tree(tree.topology.parents, tree.tokens, next_tokens, fallen)
+    if path is not None:
+        return Verdict(tree.topology, path, walked=True)
+    return Verdict(tree.topology, mx.stack([tree.tokens, flags, next_tokens]))
 
 
 def _follow(tree: DraftTree, choice: mx.array) -> tuple[mx.array, mx.array]:
