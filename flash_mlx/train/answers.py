@@ -22,12 +22,13 @@ import mlx.core as mx
 
 from flash_mlx.decode import Drafter, NoDrafter, decode
 from flash_mlx.loading import Model
-from flash_mlx.processing import make_prompt
+from flash_mlx.processing import ImageSource, make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.targets import LoadedTarget
 from flash_mlx.train.data import Example
-from flash_mlx.train.source import Found, Question
+from flash_mlx.train.source import Found, Question, is_video
+from flash_mlx.video import load_video
 
 RECENT = 8  # pictures whose arrays stay in memory
 
@@ -118,8 +119,11 @@ class PromptMaker:
 
     def _read(self, question: Question, expected: tuple[int, ...] | None = None) -> Prompt:
         if question not in self._recent:
+            images: list[ImageSource] = []
+            for file in question.images:
+                images += load_video(file) if is_video(file) else [file]
             self._recent[question] = make_prompt(
-                self._loaded, question.text, question.images, system=question.system
+                self._loaded, question.text, images, system=question.system
             )
             if len(self._recent) > RECENT:
                 self._recent.popitem(last=False)

@@ -22,3 +22,9 @@ INSTRUCTIONS = (
     "Compare the two most noticeable things in this picture.",
     "What mood does the picture have, and what makes it so?",
 )
+
+VIDEO_INSTRUCTIONS = (
+    "Describe what happens in this video, in detail and in order.",
+    "Write a long summary of these frames of a video: who or what moves, and where to.",
+    "What changes from the first of these frames to the last?",
+)

@@ -1,14 +1,15 @@
 r"""From pictures and data sets to questions: what the target is asked, and what others answered.
 
-A folder or glob of pictures is asked built-in questions, or the user's. A data set is JSON (a list)
-or JSONL, each row in one of two forms:
+A folder or glob of pictures and videos is asked built-in questions, or the user's. A data set is
+JSON (a list) or JSONL, each row in one of two forms:
 
     {"image": "a.png", "conversations": [{"from": "human", "value": "<image>\nWhat is this?"},
                                          {"from": "gpt", "value": "A cat."}]}     LLaVA
     {"images": ["a.png"], "messages": [{"role": "user", "content": "What is this?"},
                                        {"role": "assistant", "content": "A cat."}]}     mlx-vlm
 
-Each question of a conversation is asked by itself, with all of the row's pictures. Nothing is ever
+`video` and `videos` name videos, which are read as a few frames. Each question of a conversation is
+asked by itself, with all of the row's pictures. Nothing is ever
 fetched: a picture is a file, beside the data set, under the image folder or at its full path.
 What cannot be used is left out and listed.
 """
@@ -25,10 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from flash_mlx.images import PICTURES
-from flash_mlx.train.prompts import INSTRUCTIONS
+from flash_mlx.train.prompts import INSTRUCTIONS, VIDEO_INSTRUCTIONS
+from flash_mlx.video import VIDEOS
 
 DATA_SETS = (".json", ".jsonl", ".ndjson")
-PLACEHOLDERS = ("<image>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
+PLACEHOLDERS = ("<image>", "<video>", "<|image_pad|>", "<|vision_start|>", "<|vision_end|>")
 SPEAKERS = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 SPEAKERS |= {"system": "system"}
 
@@ -39,7 +41,7 @@ class Question:
 
     Attributes:
         source: Where it comes from, for messages and lists.
-        images: The pictures it is about.
+        images: The pictures and videos it is about.
         text: What is asked.
         system: System message, if any.
         answer: The data set's answer, if it has one.
@@ -78,7 +80,8 @@ def find_questions(
     """List what there is to ask.
 
     Args:
-        data: A folder of pictures (with its subfolders), a glob, a picture, or a data set.
+        data: A folder of pictures and videos (with its subfolders), a glob, one of them, or a data
+            set.
         prompts: What to ask about pictures that come without questions; built-in ones if empty.
         prompts_per_image: How many of them to ask about each.
         image_folder: Where a data set's pictures are; its own folder if None.
@@ -96,11 +99,16 @@ def find_questions(
         return _from_rows(rows, image_folder or path.parent, text_rows=text_rows)
     files = _draw(_pictures(path), limit, seed)
     found, rng = Found(), random.Random(seed)  # noqa: S311  nothing secret
-    known = list(prompts or INSTRUCTIONS)
     for file in files:
+        known = list(prompts or (VIDEO_INSTRUCTIONS if is_video(file) else INSTRUCTIONS))
         for text in rng.sample(known, min(prompts_per_image, len(known))):
             found.questions.append(Question(str(file), (file,), text))
     return found
+
+
+def is_video(file: Path) -> bool:
+    """Tell a video from a picture, by its name."""
+    return file.suffix.lower() in VIDEOS
 
 
 def _draw(items: list[Any], limit: int | None, seed: int) -> list[Any]:
@@ -126,11 +134,11 @@ def _pictures(path: Path) -> list[Path]:
     visible = [
         file for file in files if not any(part.startswith(".") for part in _below(file, path))
     ]
-    pictures = sorted(file for file in visible if file.suffix.lower() in PICTURES)
+    pictures = sorted(file for file in visible if file.suffix.lower() in (*PICTURES, *VIDEOS))
     if not pictures:
         raise ValueError(
-            f"The data must hold pictures ({', '.join(PICTURES)}); {path} has none. A data set "
-            f"({', '.join(DATA_SETS)}) is named as a file."
+            f"The data must hold pictures ({', '.join(PICTURES)}) or videos; {path} has none. A "
+            f"data set ({', '.join(DATA_SETS)}) is named as a file."
         )
     return pictures
 
@@ -186,7 +194,7 @@ def _read_row(place: str, row: Any, folder: Path, *, text_rows: bool) -> list[Qu
         raise ValueError(f"a row must be an object; it is a {type(row).__name__}")
     images = _images(row, folder)
     if not images and not text_rows:
-        raise ValueError("it names no picture in image or images")
+        raise ValueError("it names no picture in image or images, and no video")
     questions: list[Question] = []
     system: str | None = None
     asked: str | None = None
@@ -208,10 +216,8 @@ def _read_row(place: str, row: Any, folder: Path, *, text_rows: bool) -> list[Qu
 
 
 def _images(row: Mapping[str, Any], folder: Path) -> tuple[Path, ...]:
-    named = row.get("images", row.get("image"))
-    names = [] if named is None else named if isinstance(named, list) else [named]
     files = []
-    for name in names:
+    for name in _named(row, "image") + _named(row, "video"):
         if not isinstance(name, str) or not name or "\0" in name:
             raise ValueError(f"a picture must be the name of a file; got {name!r}")
         if "://" in name or name.startswith("data:"):
@@ -221,6 +227,11 @@ def _images(row: Mapping[str, Any], folder: Path) -> tuple[Path, ...]:
             raise FileNotFoundError(f"its picture {name} does not exist in {folder}")
         files.append(file)
     return tuple(files)
+
+
+def _named(row: Mapping[str, Any], kind: str) -> list[Any]:
+    named = row.get(f"{kind}s", row.get(kind))
+    return [] if named is None else named if isinstance(named, list) else [named]
 
 
 def _turns(row: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

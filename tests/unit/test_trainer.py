@@ -11,7 +11,7 @@ from flash_mlx.draft import FlashConfig, FlashDrafter, FlashModel
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.stats import GenerationStats
-from flash_mlx.train import Example, Teacher, TrainConfig, Trainer, TrainingCallback
+from flash_mlx.train import Example, Teacher, TrainConfig, Trainer, TrainingCallback, collate
 from flash_reference import SMALL
 from toy import KEY, ToyTarget, generate
 from training import EXAMPLES, parameters
@@ -284,6 +284,18 @@ def test_a_narrow_step_does_not_round_the_weights(tmp_path):
     trainer.run()
     moved = max(np.abs(v - before[n]).max() for n, v in parameters(trainer.model).items())
     assert 0 < moved < 1e-5
+
+
+def test_noise_is_new_at_each_step_and_narrower_for_long_texts(tmp_path):
+    trainer = make_trainer(tmp_path, replace(SHORT, hidden_noise=0.1))
+    batch = collate(EXAMPLES[:2], 2, 3)
+    hidden = TEACHER.hidden(batch)
+    first, again, other = (np.array(trainer._noisy(hidden, batch, n) - hidden) for n in (3, 3, 4))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    for row, one in zip(first, EXAMPLES[:2], strict=True):
+        width = 0.1 * 512 / len(one.tokens)
+        assert 0.9 * width < np.abs(row).max() <= width * 1.0001
 
 
 def test_a_rollout_trains_otherwise(tmp_path):
