@@ -215,7 +215,10 @@ def _process(
 ) -> tuple[tuple[int, ...], dict[str, mx.array]]:
     """Return the ids [T] of a written prompt, and the processor's other arrays."""
     options: dict[str, Any] = {}
-    if (bos := loaded.processor.tokenizer.bos_token) and written.startswith(bos):
+    tokenizer = loaded.processor.tokenizer
+    bos, first = tokenizer.bos_token, tokenizer([""])["input_ids"][0][:1]
+    # LLaVA's processor does not take the option, so it is only given where it changes something.
+    if bos and written.startswith(bos) and list(first) == [tokenizer.bos_token_id]:
         options["add_special_tokens"] = False  # the template has written it already
     try:
         with quiet():
