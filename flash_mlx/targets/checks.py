@@ -6,6 +6,7 @@ missing. Both end here, and damaged files end with a sentence instead of a trace
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,25 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{config['model_file']!r} as model_file. flash-mlx never executes it."
         )
     return config
+
+
+def check_quantization(folder: Path, config: Mapping[str, Any]) -> None:
+    """See that the weights are not packed in a way that only PyTorch unpacks.
+
+    Raises:
+        ValueError: If bitsandbytes packed them.
+    """
+    settings = config.get("quantization_config")
+    settings = settings if isinstance(settings, dict) else {}
+    names = read_json(folder / INDEX).get("weight_map") if (folder / INDEX).is_file() else {}
+    marked = isinstance(names, dict) and any("bitsandbytes" in name for name in names)
+    if marked or settings.get("quant_method") == "bitsandbytes":
+        kind = settings.get("bnb_4bit_quant_type", "4 or 8 bits")
+        raise ValueError(
+            f"Weights must be plain or quantised by MLX; those in {folder} are packed by "
+            f"bitsandbytes ({kind}). Take the original checkpoint; `flash-mlx convert -q` "
+            "quantises it."
+        )
 
 
 def check_files(folder: Path) -> None:

@@ -13,7 +13,7 @@ import mlx.nn as nn
 from flash_mlx.few_rows import lay_out_for_few_rows
 from flash_mlx.files import read_json
 from flash_mlx.targets.adapter import CHUNK_SIZE, MlxVlmTarget
-from flash_mlx.targets.checks import check_files, read_config
+from flash_mlx.targets.checks import check_files, check_quantization, read_config
 from flash_mlx.targets.families import Family, family_of
 from flash_mlx.targets.quiet import complaining, quiet
 from flash_mlx.targets.selftest import check_target
@@ -72,6 +72,7 @@ def load_target(
     """
     folder = Path(path)
     config = read_config(folder)
+    check_quantization(folder, config)
     family = family_of(config.get("model_type"))
     check_files(folder)
     settings = folder / "generation_config.json"
