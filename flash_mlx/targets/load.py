@@ -17,7 +17,7 @@ from flash_mlx.targets.checks import check_files, check_quantization, read_confi
 from flash_mlx.targets.families import Family, family_of
 from flash_mlx.targets.quiet import complaining, quiet
 from flash_mlx.targets.selftest import check_target
-from flash_mlx.targets.weights import dequantize
+from flash_mlx.targets.weights import check_numbers, dequantize
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,11 @@ def _load(folder: Path) -> tuple[nn.Module, Any]:
 
 
 def _convert(model: nn.Module, dtype: mx.Dtype | None) -> None:
-    """Bring the weights into the wanted type and read them."""
+    """Bring the weights into the wanted type and read them.
+
+    Raises:
+        ValueError: If some are no numbers to compute with.
+    """
     if dtype is not None:
         model.set_dtype(dtype)
     elif mx.default_device() == mx.Device(mx.cpu):
@@ -120,6 +124,7 @@ def _convert(model: nn.Module, dtype: mx.Dtype | None) -> None:
         dequantize(model)
     lay_out_for_few_rows(model)
     mx.eval(model.parameters())
+    check_numbers(model)
 
 
 def _complete(processor: Any, config: Mapping[str, Any]) -> None:

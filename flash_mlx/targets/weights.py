@@ -1,10 +1,37 @@
-"""Quantised weights made plain, for backends where quantised products are slow."""
+"""A target's weights: numbers that can be computed with, and quantised ones made plain."""
 
 from __future__ import annotations
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
+
+
+def check_numbers(model: nn.Module) -> None:
+    """See that all weights are finite numbers of a floating type, or packed by MLX.
+
+    Raises:
+        ValueError: If some are not.
+    """
+    weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    packed = {name.removesuffix("scales") + "weight" for name in weights if name.endswith("scales")}
+    whole = [
+        name
+        for name, value in weights.items()
+        if not mx.issubdtype(value.dtype, mx.floating) and name not in packed
+    ]
+    if whole:
+        raise ValueError(
+            f"Weights must be floating-point numbers; {whole[0]} is {weights[whole[0]].dtype}. "
+            "Convert the original checkpoint again."
+        )
+    finite = {name: mx.isfinite(value).all() for name, value in weights.items()}
+    mx.eval(finite)
+    if broken := [name for name, good in finite.items() if not good.item()]:
+        raise ValueError(
+            f"Weights must be finite numbers; NaN or infinity is in {len(broken)} of them, "
+            f"{broken[0]} first. Copy or download the checkpoint again."
+        )
 
 
 def dequantize(model: nn.Module) -> None:

@@ -336,6 +336,38 @@ def test_weights_that_do_not_fit_end_in_one_line(llava_copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weight: weight * mx.nan, "finite numbers; NaN or infinity is in 1 of them"),
+        (lambda weight: weight / 0, "finite numbers"),
+        (lambda weight: weight.astype(mx.int32), r"floating-point numbers; .* is mlx.core.int32"),
+    ],
+)
+@pytest.mark.parametrize("part", ["vision_tower.vision_model.encoder", "language_model.model"])
+def test_weights_that_are_no_numbers_are_named(
+    llava_copy: Path, part: str, change: Callable[[mx.array], mx.array], message: str
+) -> None:
+    file = str(llava_copy / "model.safetensors")
+    weights = mx.load(file)
+    assert isinstance(weights, dict)
+    name = f"{part}.layers.1.{'self_attn.q_proj' if 'vision' in part else 'mlp.up_proj'}.weight"
+    mx.eval(weights)
+    mx.save_safetensors(file, weights | {name: change(weights[name])})
+    with pytest.raises(ValueError, match=message) as info:
+        load_target(llava_copy)
+    assert name in str(info.value)
+
+
+def test_weights_packed_by_bitsandbytes_are_refused_by_their_configuration(
+    llava_copy: Path,
+) -> None:
+    packing = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    edit_json(llava_copy, "config.json", quantization_config=packing)
+    with pytest.raises(ValueError, match=r"packed by bitsandbytes \(nf4\)"):
+        load_target(llava_copy)
+
+
+@pytest.mark.parametrize(
     "changes",
     [{"image_token_index": "x"}, {"vision_config": "x"}, {"text_config": []}, {"quantization": 1}],
 )
