@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from flash_mlx.generate import GenerationResponse, Model, generate, load, stream_generate
     from flash_mlx.prompt import Prompt
     from flash_mlx.sampling import Sampler
+    from flash_mlx.session import Session
     from flash_mlx.stats import GenerationStats
     from flash_mlx.tree import DraftTree, Topology
 
@@ -36,6 +37,7 @@ _HOMES = {
     "stream_generate": "generate",
     "Model": "generate",
     "GenerationResponse": "generate",
+    "Session": "session",
     "GenerationStats": "stats",
     "Target": "decode",
     "Drafter": "decode",
@@ -62,6 +64,7 @@ __all__ = [
     "Prompt",
     "Round",
     "Sampler",
+    "Session",
     "Target",
     "Topology",
     "caption",

@@ -24,9 +24,7 @@ from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
 
 State = TypeVar("State")
-
-Take = Callable[[int, mx.array], None]
-"""Gets rows of a prompt while it is read, in order: the first one's number, and hidden [R, D]."""
+Take = Callable[[int, mx.array], None]  # gets rows of a prompt: the first's number, hidden [R, D]
 
 ROOT_ALONE = Topology.chain(0)
 KEYS_AT_A_TIME = 64
@@ -157,24 +155,30 @@ class ReadingDrafter(Drafter[State], Protocol[State]):
     """A drafter that reads a prompt with the target; its hidden states need not be kept."""
 
     def read(self, prompt: Prompt, start: int, hidden: mx.array, state: State | None) -> State:
-        """Return the state after further rows of a prompt; without its root, it cannot draft.
-
-        After all rows, `extend` with the last one and the root returns the state of `prefill`.
+        """Return the state after further rows of a prompt; `extend` adds the root to the last.
 
         Args:
             prompt: What the target reads.
             start: Row of `hidden`'s first.
             hidden: [R, D] the target's, one row or more.
-            state: What this returned for the rows before `start`, of this prompt or of one that
-                agrees with it up to and including row `start`, images included; None at row 0.
+            state: After the rows before `start`, of any prompt that agrees with this one up to
+                and including row `start`; None at row 0.
         """
         ...
 
+    def rewind(self, state: State, rows: int) -> State:
+        """Return the state `rows` rows earlier, all of them text, for `read` to go on from."""
+        ...
 
+
+@dataclass(frozen=True)
 class NoDrafter:
     """Drafts nothing: plain decoding."""
 
     def read(self, prompt: Prompt, start: int, hidden: mx.array, state: None) -> None:
+        """Need no state."""
+
+    def rewind(self, state: None, rows: int) -> None:
         """Need no state."""
 
     def prefill(self, prompt: Prompt, hidden: mx.array, root: int) -> None:
@@ -272,11 +276,7 @@ def decode(
 def _prefill(
     target: Target, drafter: Drafter[State], prompt: Prompt, cache: Cache
 ) -> tuple[Output, Callable[[int], State]]:
-    """Let the target read the prompt, and the drafter with it if it can.
-
-    Returns:
-        The target's output, and from a root to the drafter's state.
-    """
+    """Return the target's output about a prompt, and from a root to the drafter's state."""
     if not isinstance(drafter, ReadingDrafter):
         out = target.prefill(prompt, cache)
         return out, lambda root: drafter.prefill(prompt, out.hidden, root)

@@ -10,14 +10,15 @@ The text is the target's own, with or without a drafter.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import mlx.core as mx
 from PIL import Image
 
-from flash_mlx.decode import Drafter, NoDrafter, Target, decode
+from flash_mlx.decode import NoDrafter, Target, decode
 from flash_mlx.loading import Model, load, with_drafter
 from flash_mlx.penalties import CONTEXT_SIZE, make_penalties
 from flash_mlx.processed import LogitsProcessor, processed
@@ -25,6 +26,7 @@ from flash_mlx.processing import ImageSource, make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler, make_sampler
 from flash_mlx.stats import GenerationStats, Phases, clocked
+from flash_mlx.store import Reading, TextStore
 from flash_mlx.transcript import Transcript, check_stop_strings, hidden_ids
 
 __all__ = [
@@ -60,6 +62,7 @@ class GenerationResponse:
         peak_memory: Most memory that MLX has used in this process [GB].
         num_drafted: Of `text`, characters at its start that accepted drafts brought; 0 from
             `generate`.
+        kept_tokens: Rows of the prompt that a store had, so they were not read again.
     """
 
     text: str
@@ -71,6 +74,7 @@ class GenerationResponse:
     stats: GenerationStats
     peak_memory: float
     num_drafted: int = 0
+    kept_tokens: int = 0
 
     @property
     def prompt_tps(self) -> float:
@@ -105,6 +109,7 @@ def stream_generate(
     frequency_context_size: int = CONTEXT_SIZE,
     stop: str | Sequence[str] | None = None,
     seed: int = 0,
+    store: TextStore | None = None,
 ) -> Iterator[GenerationResponse]:
     """Answer piece by piece, one for each pass of the target.
 
@@ -132,6 +137,7 @@ def stream_generate(
         stop: Strings that end the text, which is cut before them; the name of a special token is
             that token.
         seed: Of the random numbers; the same seed gives the same text.
+        store: Keeps what is read, so that a later prompt that begins alike is not read again.
 
     Returns:
         New text and ids, piece by piece; the last piece has a `finish_reason`.
@@ -155,12 +161,18 @@ def stream_generate(
         presence_context_size=presence_context_size,
         frequency_context_size=frequency_context_size,
     )
-    target = processed(model.target, penalties, logits_processors or ())
+    process = partial(processed, penalties=penalties, processors=logits_processors or ())
+    process(model.target)  # refuses what does not fit before anything is read
     if isinstance(prompt, str):
-        prompt = make_prompt(model.loaded, prompt, _images(image), system=system)
+        pictures, digests = as_pictures(image), store is not None
+        prompt = make_prompt(model.loaded, prompt, pictures, system, digests=digests)
     elif image is not None or system is not None:
         raise ValueError("A ready prompt must hold its images and its system message already.")
-    return _respond(model, target, prompt, sampler, max_tokens=max_tokens, stop=strings, seed=seed)
+    drafter = NoDrafter() if model.drafter is None else model.drafter
+    reading = Reading(store, model.target, drafter, prompt)
+    return _respond(
+        model, reading, process, sampler, max_tokens=max_tokens, stop=strings, seed=seed
+    )
 
 
 def generate(
@@ -199,7 +211,8 @@ def _require_whole(name: str, value: object, least: int) -> None:
         raise ValueError(f"{name} must be a whole number, {least} or more; got {value!r}.")
 
 
-def _images(image: ImageSource | Sequence[ImageSource] | None) -> Sequence[ImageSource]:
+def as_pictures(image: ImageSource | Sequence[ImageSource] | None) -> Sequence[ImageSource]:
+    """Return no picture, one or several as a list."""
     if image is None:
         return ()
     single = isinstance(image, str | bytes | os.PathLike | Image.Image)
@@ -208,18 +221,18 @@ def _images(image: ImageSource | Sequence[ImageSource] | None) -> Sequence[Image
 
 def _respond(
     model: Model,
-    target: Target,
-    prompt: Prompt,
+    reading: Reading,
+    process: Callable[[Target], Target],
     sampler: Sampler,
     *,
     max_tokens: int,
     stop: Sequence[str],
     seed: int,
 ) -> Iterator[GenerationResponse]:
-    phases = Phases(CLOCKED)
-    drafter: Drafter[Any] = NoDrafter()
+    prompt, phases = reading.prompt, Phases(CLOCKED)
+    target, drafter = process(reading.target), reading.drafter
     if model.drafter is not None:
-        target, drafter = clocked(target, model.drafter, phases)
+        target, drafter = clocked(target, drafter, phases)
     stop_ids = frozenset(model.loaded.eos_ids) | hidden_ids(model.processor, stop)
     stats = GenerationStats(phases=phases)
     transcript = Transcript(model.processor, stop_ids, stop)
@@ -241,6 +254,7 @@ def _respond(
             stats=stats,
             peak_memory=mx.get_peak_memory() / 1e9,
             num_drafted=num_drafted,
+            kept_tokens=reading.num_kept,
         )
 
     rounds = decode(
@@ -252,7 +266,10 @@ def _respond(
         max_tokens=max_tokens,
         stop_ids=stop_ids,
     )
-    for each in stats.watch(transcript.watch(rounds)):
-        yield response(transcript.take(), each.tokens, num_drafted=transcript.num_drafted)
+    try:
+        for each in stats.watch(transcript.watch(rounds)):
+            yield response(transcript.take(), each.tokens, num_drafted=transcript.num_drafted)
+    finally:
+        reading.close()
     rest = transcript.finish()
     yield response(rest, finish_reason="stop" if transcript.stopped else "length")

@@ -17,12 +17,20 @@ import numpy as np
 from PIL import Image
 
 from flash_mlx.images import ImageSource, load_image
+from flash_mlx.messages import Message, digest, write
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets import LoadedTarget
 from flash_mlx.targets.quiet import quiet
 from flash_mlx.targets.rows import Inputs, Read
 
-__all__ = ["Detokenizer", "ImageSource", "image_spans", "load_image", "make_prompt"]
+__all__ = [
+    "Detokenizer",
+    "ImageSource",
+    "image_spans",
+    "load_image",
+    "make_chat_prompt",
+    "make_prompt",
+]
 
 MAX_SIDE_RATIO = 200  # of Qwen's processor; LLaVA's would need gigabytes for such strips
 # The attention mask of one sequence says nothing, and would not fit a prompt with an answer; types
@@ -36,6 +44,8 @@ def make_prompt(
     text: str,
     images: Sequence[ImageSource] = (),
     system: str | None = None,
+    *,
+    digests: bool = False,
 ) -> Prompt:
     """Write one user turn, with its images, as the target reads it.
 
@@ -44,6 +54,7 @@ def make_prompt(
         text: What the user says. Images come before it, or where the template puts them.
         images: Pictures, in order.
         system: System message; None leaves it to the template.
+        digests: Whether to tell the images' contents apart (`Prompt.image_digests`).
 
     Returns:
         The prompt, with the rows of each image in `image_spans`.
@@ -53,20 +64,41 @@ def make_prompt(
         ValueError: If a picture is damaged or too thin, the text holds an image placeholder, the
             template refuses it, or the prompt exceeds the context.
     """
-    _check_images(loaded, len(images), system)
-    for part in (text, system or ""):
-        _check_text(loaded, part)
-    pictures = [load_image(image) for image in images]
+    messages = [] if system is None else [Message("system", system)]
+    messages.append(Message("user", text, tuple(images)))
+    return make_chat_prompt(loaded, messages, digests=digests)
+
+
+def make_chat_prompt(
+    loaded: LoadedTarget, messages: Sequence[Message], *, digests: bool = False
+) -> Prompt:
+    """Write a conversation as the target reads it, up to where its next answer begins.
+
+    Args:
+        loaded: Target whose template and processor to use.
+        messages: What was said, in order.
+        digests: See `make_prompt`; so are the errors.
+    """
+    system = next((each.text for each in messages if each.role == "system"), None)
+    _check_images(loaded, sum(len(each.images) for each in messages), system)
+    for message in messages:
+        _check_text(loaded, message.text)
+    pictures = [load_image(image) for message in messages for image in message.images]
     for number, picture in enumerate(pictures, start=1):
         _check_shape(picture, number)
-    written = _apply_template(loaded, text, system, len(pictures))
+    written = write(loaded, messages)
     tokens, inputs = _process(loaded, written, pictures)
     if pictures and loaded.family.placed is not None:
         tokens = _expand(loaded, tokens, inputs)
     spans = _find_spans(loaded, tokens, inputs, len(pictures))
     if pictures and loaded.family.prepare is not None:
         inputs = dict(loaded.family.prepare(loaded.config, inputs))
-    prompt = Prompt(tokens=tokens, image_spans=spans, inputs=inputs if pictures else {})
+    prompt = Prompt(
+        tokens=tokens,
+        image_spans=spans,
+        inputs=inputs if pictures else {},
+        image_digests=tuple(map(digest, pictures)) if digests else (),
+    )
     prompt.require_fits(loaded.target.max_context)
     return prompt
 
@@ -188,26 +220,6 @@ def _check_shape(picture: Image.Image, number: int) -> None:
             f"An image's longer side must be at most {MAX_SIDE_RATIO} times its shorter one; image "
             f"{number} is {width} x {height}. Crop it or cut it into pieces."
         )
-
-
-def _apply_template(loaded: LoadedTarget, text: str, system: str | None, num_images: int) -> str:
-    from jinja2 import TemplateError
-    from mlx_vlm.prompt_utils import apply_chat_template
-
-    messages = [{"role": "user", "content": text}]
-    if system is not None:
-        messages.insert(0, {"role": "system", "content": system})
-    model_type = loaded.family.template_as or loaded.model_type
-    try:
-        return str(
-            apply_chat_template(
-                loaded.processor, {"model_type": model_type}, messages, num_images=num_images
-            )
-        )
-    except (TemplateError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"The checkpoint's chat template must take the prompt; it says: {error}"
-        ) from error
 
 
 def _process(

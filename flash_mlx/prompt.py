@@ -22,6 +22,7 @@ class Prompt:
             Two images may touch; their ranges stay separate.
         inputs: The processor's arrays besides the ids (`pixel_values`, `image_grid_thw`,
             `attention_mask`, ...); empty for text.
+        image_digests: What tells the content of each image from others; empty if nobody asked.
 
     Raises:
         ValueError: If there is no token, or a span is empty, out of order or out of the prompt.
@@ -30,6 +31,7 @@ class Prompt:
     tokens: tuple[int, ...]
     image_spans: tuple[tuple[int, int], ...] = ()
     inputs: Mapping[str, mx.array] = field(default_factory=dict)
+    image_digests: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that there is something to read and that the spans lie in it, in order."""

@@ -224,6 +224,10 @@ class TimedReadingDrafter(TimedDrafter[State]):
         """See `ReadingDrafter`; not clocked."""
         return self.drafter.read(prompt, start, hidden, state)
 
+    def rewind(self, state: State, rows: int) -> State:
+        """See `ReadingDrafter`; not clocked."""
+        return self.drafter.rewind(state, rows)
+
 
 def clocked(
     target: Target, drafter: Drafter[State], phases: Phases

@@ -21,9 +21,11 @@ LAYERS = (
     {"decode", "cost"},
     {"around"},
     {"stats", "draft", "processed", "targets"},
+    {"messages"},
     {"checkpoint", "processing"},
-    {"loading", "transcript"},
-    {"generate", "session", "measure"},
+    {"loading", "store", "transcript"},
+    {"generate", "measure"},
+    {"session"},
     {"joint_law"},
     {"caption", "bench", "verify", "doctor", "train", "viz"},
     {"convert", "integrations"},
@@ -34,7 +36,7 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 # Entire packages that only some modules may know.
 HOMES = {
     "click": {"cli"},
-    "mlx_vlm": {"targets", "processing", "bench", "convert", "integrations"},
+    "mlx_vlm": {"targets", "messages", "bench", "convert", "integrations"},
     "huggingface_hub": {"hub"},
 }
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import click
 
-from flash_mlx.cli import bench, caption, convert, doctor, generate, train, verify
+from flash_mlx.cli import bench, caption, chat, convert, doctor, generate, train, verify
 from flash_mlx.cli.options import INTERRUPTED
 
 
@@ -37,6 +37,7 @@ def group(context: click.Context) -> None:
 
 group.add_command(generate.command)
 group.add_command(caption.command)
+group.add_command(chat.command)
 group.add_command(bench.command)
 group.add_command(verify.command)
 group.add_command(train.command)

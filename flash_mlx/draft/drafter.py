@@ -17,7 +17,7 @@ Shapes:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -144,6 +144,10 @@ class FlashDrafter:
                 latents, part = pool_piece(self.model.A, rows, piece, part)
                 entries.append(latents)
         return self._append(mx.concatenate(entries), part, state)
+
+    def rewind(self, state: FlashState, rows: int) -> FlashState:
+        """Return the state `rows` rows of text earlier, for `read` to go on from."""
+        return replace(state, length=state.length - rows, slots=state.slots[:0])
 
     def extend(self, hidden: mx.array, tokens: tuple[int, ...], state: FlashState) -> FlashState:
         """Read the rows that the target accepted.

@@ -192,6 +192,11 @@ class NgramDrafter:
         text = Text(self.rule) if state is None else state.own_text()
         return self._read(prompt, start, start + hidden.shape[0], text)
 
+    def rewind(self, state: NgramState, rows: int) -> NgramState:
+        """Return the state `rows` tokens earlier, for `read` to go on from."""
+        text = state.text.head(state.length - rows)
+        return NgramState(text, len(text), (), 0)
+
     def draft(self, root: int, state: NgramState, sampler: Sampler, key: mx.array) -> DraftTree:  # noqa: ARG002
         """Return a chain; without a match the root alone.
 

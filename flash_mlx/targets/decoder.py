@@ -68,6 +68,12 @@ class Decoder:
         self._language_model: Any = model.language_model
         self.stack: Any = model.language_model if family.flat else model.language_model.model
 
+    @property
+    def layers(self) -> Sequence[nn.Module]:
+        """The decoder layers."""
+        layers: Sequence[nn.Module] = self.stack.layers
+        return layers
+
     def __call__(
         self, ids: mx.array, cache: Sequence[Any], embeds: mx.array | None = None, **more: Any
     ) -> mx.array:

@@ -1,0 +1,204 @@
+"""Conversations that read nothing twice say what fresh runs say."""
+
+from dataclasses import replace
+from itertools import zip_longest
+
+import mlx.core as mx
+import pytest
+
+from flash_mlx.draft import FlashConfig, FlashDrafter, FlashModel
+from flash_mlx.generate import Model, generate, join, stream_generate, with_drafter
+from flash_mlx.messages import Message
+from flash_mlx.processing import make_chat_prompt, make_prompt
+from flash_mlx.session import Session
+from flash_mlx.store import TextStore, state_bytes
+from flash_mlx.targets import LoadedTarget
+from tiny import random_image
+
+ONE, TWO = random_image(seed=1), random_image(70, 120, seed=2)
+KINDS = ["none", "ngram", "flash"]
+SETTINGS = {"max_tokens": 24, "temperature": 0.0}
+
+
+def model_with(loaded: LoadedTarget, kind: str) -> Model:
+    bare = Model(loaded, None, "tiny", "none", "none", is_demo=False)
+    if kind != "flash":
+        return with_drafter(bare, kind)
+    mx.random.seed(0)
+    target = loaded.target
+    config = FlashConfig(
+        target.hidden_size, target.vocab_size, 3, num_latents=4, num_heads=2, head_dim=16
+    )
+    drafter = FlashDrafter(FlashModel(config), target.embed, target.lm_head)
+    return replace(bare, drafter=drafter, draft_name="flash", draft_kind="flash")
+
+
+@pytest.fixture(params=KINDS)
+def model(loaded: LoadedTarget, request: pytest.FixtureRequest) -> Model:
+    return model_with(loaded, request.param)
+
+
+def fresh(model: Model, session: Session, text: str, images: tuple = (), **settings) -> tuple:
+    """What a run without a store says to the same conversation."""
+    turn = (*session.messages, Message("user", text, images))
+    return generate(model, make_chat_prompt(model.loaded, turn), **SETTINGS | settings).token_ids
+
+
+def test_every_turn_says_what_a_fresh_run_says(model: Model) -> None:
+    session = Session(model, system="Be brief.")
+    for number, (text, images) in enumerate(
+        [("What is this?", (ONE,)), ("And that?", ()), ("Compare.", (TWO,)), ("Why?", ())]
+    ):
+        expected = fresh(model, session, text, images)
+        answer = session.ask(text, images, **SETTINGS)
+        assert answer.token_ids == expected
+        if number == 0:
+            assert answer.kept_tokens == 0
+        else:
+            assert answer.kept_tokens >= 20
+    assert [message.role for message in session.messages] == ["system", *["user", "assistant"] * 4]
+    assert len(session.store) == 1
+
+
+def test_a_second_question_looks_at_no_picture(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = Session(model)
+    session.ask("What is this?", ONE, **SETTINGS)
+    session.reset()
+    expected = fresh(model, session, "How many are there?", (ONE,))
+    prompt = make_prompt(model.loaded, "How many are there?", [ONE])
+    with monkeypatch.context() as patch:
+        language = type(model.loaded.target.model)
+        patch.setattr(language, "get_input_embeddings", lambda *_, **__: 1 / 0)
+        answer = session.ask("How many are there?", ONE, **SETTINGS)
+    assert answer.token_ids == expected
+    assert prompt.image_spans[0][1] <= answer.kept_tokens < len(prompt)
+
+
+def test_a_model_is_not_asked_about_another_picture(model: Model) -> None:
+    session = Session(model)
+    session.ask("What is this?", ONE, **SETTINGS)
+    session.reset()
+    other = random_image(seed=9)  # of the same size, so the tokens are the same
+    expected = fresh(model, session, "What is this?", (other,))
+    answer = session.ask("What is this?", other, **SETTINGS)
+    assert answer.kept_tokens == 0
+    assert answer.token_ids == expected
+    assert len(session.store) == 2
+
+
+def test_penalties_count_the_same_text(model: Model) -> None:
+    session = Session(model)
+    settings = {"repetition_penalty": 1.3, "presence_penalty": 0.5}
+    session.ask("What is this?", ONE, **SETTINGS | settings)
+    expected = fresh(model, session, "And now?", **settings)
+    answer = session.ask("And now?", **SETTINGS | settings)
+    assert answer.token_ids == expected
+    assert answer.kept_tokens > 0
+
+
+def test_what_an_answer_cut_off_had_said_is_remembered(model: Model) -> None:
+    session = Session(model)
+    responses = session.stream("What is this?", ONE, **SETTINGS)
+    said = "".join(next(responses).text for _ in range(3))
+    responses.close()
+    assert session.messages[-1] == Message("assistant", said.strip())
+    expected = fresh(model, session, "Go on.")
+    answer = session.ask("Go on.", **SETTINGS)
+    assert answer.token_ids == expected
+    assert answer.kept_tokens > 0
+
+
+def test_an_error_leaves_the_conversation_as_it_was(llava: LoadedTarget) -> None:
+    session = Session(model_with(llava, "ngram"))
+    session.ask("What is this?", ONE, **SETTINGS)
+    before, calls = session.messages, iter(range(100))
+    fails = [lambda tokens, logits: logits if next(calls) < 2 else 1 / 0]  # at the third token
+    with pytest.raises(ZeroDivisionError):
+        session.ask("And that?", **SETTINGS, logits_processors=fails)
+    assert session.messages == before
+    expected = fresh(session.model, session, "And that?")
+    assert session.ask("And that?", **SETTINGS).token_ids == expected
+    long = "long " * 3000
+    with pytest.raises(ValueError, match="must fit in the model's context of 2048"):
+        session.ask(long)
+    assert len(session.messages) == 4
+
+
+def test_two_answers_at_once_do_not_share_a_cache(model: Model) -> None:
+    session, other = Session(model), Session(model)
+    other.store = session.store
+    session.ask("What is this?", ONE, **SETTINGS)
+    expected = [fresh(model, each, "How many are there?", (ONE,)) for each in (other, other)]
+    session.reset()
+    streams = [each.stream("How many are there?", ONE, **SETTINGS) for each in (session, other)]
+    answers: list[list] = [[], []]
+    for pair in zip_longest(*streams):
+        for answer, response in zip(answers, pair, strict=True):
+            answer += [] if response is None else [response]
+    assert [join(answer).token_ids for answer in answers] == expected
+    assert sorted(join(answer).kept_tokens > 0 for answer in answers) == [False, True]
+    assert len(session.store) == 2
+
+
+def texts_of(store: TextStore, model: Model, seeds: range) -> list[int]:
+    """Ask about a picture a seed; returns which of them the store then has."""
+    for seed in seeds:
+        image = random_image(seed=seed)
+        generate(model, "What is this?", image, store=store, **SETTINGS)
+    prompts = {
+        seed: make_prompt(model.loaded, "Why?", [random_image(seed=seed)], digests=True)
+        for seed in seeds
+    }
+    kept = store._texts
+    return [seed for seed in seeds if any(text.num_shared(prompts[seed]) for text in kept)]
+
+
+def test_memory_is_bounded_and_the_least_recently_used_goes_first(llava: LoadedTarget) -> None:
+    model = model_with(llava, "flash")
+    store = TextStore()
+    assert texts_of(store, model, range(1)) == [0]
+    size = store.nbytes
+    assert size == store._texts[0].cache.nbytes + state_bytes(store._texts[0].state)
+    assert store._texts[0].cache.nbytes == 4 * 2 * 2 * 16 * 4 * 256  # layers, k and v, heads, ...
+    store = TextStore(3 * size)
+    assert texts_of(store, model, range(5)) == [2, 3, 4]
+    assert store.nbytes == 3 * size
+    generate(model, "Why?", random_image(seed=2), store=store, **SETTINGS)  # used again
+    assert texts_of(store, model, range(5, 6)) == [5]
+    held = [text.images[0][1] for text in store._texts]
+    images = [random_image(seed=seed) for seed in (4, 2, 5)]
+    asked = [make_prompt(llava, "Why?", [image], digests=True) for image in images]
+    assert held == [prompt.image_digests[0] for prompt in asked]
+    for limit in (0, size - 1):
+        store = TextStore(limit)
+        assert texts_of(store, model, range(2)) == []
+        assert store.nbytes == 0
+    with pytest.raises(ValueError, match="0 or more; got -1 bytes"):
+        TextStore(-1)
+
+
+def test_a_store_serves_one_model_at_a_time(llava: LoadedTarget, qwen: LoadedTarget) -> None:
+    store = TextStore()
+    for loaded in (llava, qwen):
+        for kind in ("ngram", "none"):
+            model = model_with(loaded, kind)
+            assert generate(model, "What is this?", ONE, store=store, **SETTINGS).kept_tokens == 0
+    assert generate(model, "Why?", ONE, store=store, **SETTINGS).kept_tokens > 0
+
+
+def test_a_short_greeting_in_common_takes_no_conversation_away(llava: LoadedTarget) -> None:
+    model, store = model_with(llava, "none"), TextStore()
+    generate(model, "Hello! " + "How are you? " * 20, store=store, **SETTINGS)
+    assert generate(model, "Hello! Who?", store=store, **SETTINGS).kept_tokens == 0
+    assert len(store) == 2
+
+
+def test_a_prompt_without_digests_shares_no_picture(llava: LoadedTarget) -> None:
+    model, store = model_with(llava, "none"), TextStore()
+    prompt = make_prompt(llava, "What is this?", [ONE])
+    for _ in range(2):
+        answers = list(stream_generate(model, prompt, store=store, **SETTINGS))
+        assert join(answers).kept_tokens == 0
+    assert len(store) == 0
