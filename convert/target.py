@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 from flash_mlx import blas
+from flash_mlx.convert.folder import appearing, require_new
 from flash_mlx.hub import resolve_path
 from flash_mlx.targets.checks import check_files, read_config
+from flash_mlx.targets.load import load_target
 from flash_mlx.targets.quiet import complaining
 
 TEMPLATES = "additional_chat_templates"  # the one subfolder that processors read
@@ -28,6 +29,8 @@ def convert_target(
     group_size: int = 64,
     dtype: str | None = None,
     revision: str | None = None,
+    upload_repo: str | None = None,
+    force: bool = False,
 ) -> Path:
     """Convert a vision-language model to MLX's weight names and, if asked, quantise it.
 
@@ -40,6 +43,8 @@ def convert_target(
         group_size: Quantised weights that share a scale.
         dtype: `float16`, `bfloat16` or `float32`; None keeps what the checkpoint names.
         revision: Branch, tag or commit of a hub id.
+        upload_repo: Hub id to upload the result to; None does not.
+        force: Download even if disk or memory seem too small.
 
     Returns:
         The written folder.
@@ -51,12 +56,8 @@ def convert_target(
         ValueError: The checkpoint is damaged or brings code of its own, or `mlx_path` lies in it.
     """
     blas.require()
-    if mlx_path.exists() and (not mlx_path.is_dir() or any(mlx_path.iterdir())):
-        raise FileExistsError(
-            f"The folder to write must be new or empty; {mlx_path} exists. "
-            "Remove it or choose another."
-        )
-    source = resolve_path(hf_path, revision)
+    require_new(mlx_path)
+    source = resolve_path(hf_path, revision, force=force)
     read_config(source)  # mlx-vlm would execute the code that `model_file` names
     check_files(source)  # and do without shards that are missing
     if mlx_path.resolve().is_relative_to(source.resolve()):
@@ -66,9 +67,7 @@ def convert_target(
         )
     from mlx_vlm.convert import convert
 
-    mlx_path.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{mlx_path.name}-", dir=mlx_path.parent))
-    try:
+    with appearing(mlx_path) as partial:
         with (
             contextlib.redirect_stdout(sys.stderr),
             complaining(f"mlx-vlm must be able to convert {source}"),
@@ -83,11 +82,12 @@ def convert_target(
                 trust_remote_code=False,
             )
         _remove_extras(partial)
-        partial.chmod(0o755)  # mkdtemp's folder is its owner's alone
-        partial.replace(mlx_path)
-    except BaseException:  # an interrupt too must leave nothing behind
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        load_target(partial)  # whose self-test reads a prompt, a chain and a tree
+    if upload_repo is not None:
+        from mlx_vlm.utils import upload_to_hub
+
+        with contextlib.redirect_stdout(sys.stderr), complaining("The hub must take the upload"):
+            upload_to_hub(str(mlx_path), upload_repo)
     return mlx_path
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "TargetFacts",
     "load_drafter",
     "load_model",
+    "load_network",
     "read_config",
     "resolve_path",
     "save_drafter",
@@ -81,8 +82,20 @@ def load_model(path: Path, dtype: mx.Dtype = mx.float32) -> FlashModel:
         OSError: If a file is missing or cannot be read.
         ValueError: If `config.json` or `model.safetensors` is damaged or does not fit the other.
     """
-    config = read_config(path)
-    return cast(FlashModel, _load(path, "flash", config, _read(path)[2], dtype))
+    read_config(path)
+    return cast(FlashModel, load_network(path, dtype)[0])
+
+
+def load_network(path: Path, dtype: mx.Dtype = mx.float32) -> tuple[DraftModel, dict[str, object]]:
+    """Load any drafter's network, and its notes; what is quantised is made plain on a CPU.
+
+    Raises:
+        OSError: If a file is missing or cannot be read.
+        ValueError: If `config.json` or `model.safetensors` is damaged or does not fit the other.
+    """
+    kind, config, notes = _read(path)
+    model = _load(path, kind, config, notes, dtype)
+    return model, {name: note for name, note in notes.items() if name in NOTES}
 
 
 def read_config(path: Path) -> FlashConfig:

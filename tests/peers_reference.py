@@ -3,16 +3,18 @@
 The file is test data of third parties, beside a checkout where they lie; without it tests skip.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from flash_mlx.draft.decoder import DecoderConfig, Past
 from flash_mlx.draft.eagle import EagleModel
 from flash_mlx.draft.eagle3 import Eagle3Model
+from flash_mlx.draft.kinds import KINDS
 from flash_mlx.draft.msd import MsdModel
 from flash_mlx.draft.one_layer import OneLayerModel
 from flash_mlx.draft.vispec import ViSpecModel
@@ -95,3 +97,36 @@ def paths_of(tree: DraftTree) -> set[tuple[int, ...]]:
 def kept(past: Past) -> tuple[np.ndarray, np.ndarray]:
     """Return the keys and values of the rows read, [K, S, Dh] each."""
     return tuple(np.array(each[0, :, : past.length]) for each in (past.keys, past.values))
+
+
+SIZE, VOCAB = 64, 400
+BASE = DecoderConfig(
+    hidden_size=SIZE,
+    vocab_size=VOCAB,
+    intermediate_size=96,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    block_size=3,
+)
+CONFIGS = {
+    "eagle": BASE,
+    "eagle3": replace(BASE, draft_vocab_size=100, fusion_bias=False),
+    "msd": replace(BASE, input_norm=True, attention_bias=True),
+    "vispec": replace(BASE, num_kv_heads=4, num_queries=3),
+}
+
+
+def random_model(kind: str, config: DecoderConfig | None = None, seed: int = 0) -> OneLayerModel:
+    """A model whose every weight matters: none is 0 or 1."""
+    rng = np.random.default_rng(seed)
+    model = KINDS[kind].model(CONFIGS[kind] if config is None else config)
+    weights = []
+    for name, value in tree_flatten(model.parameters()):
+        if name == "d2t":
+            weight = 3 * np.arange(len(value))  # draft id i is the target's id 4 i
+        else:
+            weight = rng.normal(0, value.shape[-1] ** -0.5, value.shape) + ("norm" in name)
+        weights.append((name, mx.array(weight.astype(np.int32 if name == "d2t" else np.float32))))
+    model.update(tree_unflatten(weights))
+    return model

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+KINDS = ("eagle", "eagle3", "flash", "msd", "vispec")
 DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -33,6 +34,12 @@ DTYPES = ("float16", "bfloat16", "float32")
 )
 @click.option("--dtype", type=click.Choice(DTYPES), help="Type to store; default: as it comes.")
 @click.option("--revision", metavar="NAME", help="Branch, tag or commit of a hub id.")
+@click.option(
+    "--target", metavar="PATH", help="Of a drafter: its target, whose copies are then dropped."
+)
+@click.option("--draft-kind", type=click.Choice(KINDS), help="Where the tensors do not say.")
+@click.option("--upload-repo", metavar="ID", help="Of a target: upload the result to this hub id.")
+@click.option("--force", is_flag=True, help="Download even if disk or memory seem too small.")
 def command(
     hf_path: str,
     mlx_path: Path,
@@ -41,16 +48,48 @@ def command(
     q_group_size: str,
     dtype: str | None,
     revision: str | None,
+    target: str | None,
+    draft_kind: str | None,
+    upload_repo: str | None,
+    force: bool,
 ) -> None:
-    """Convert a target's Hugging Face weights to an MLX checkpoint."""
-    from flash_mlx.convert.target import convert_target
+    """Convert a target's or a published drafter's weights to MLX."""
+    import mlx.core as mx
 
-    folder = convert_target(
-        hf_path,
+    from flash_mlx.convert import convert_drafter, convert_target, is_drafter
+    from flash_mlx.convert.folder import require_new
+    from flash_mlx.hub import resolve_path
+
+    require_new(mlx_path)
+    source = resolve_path(hf_path, revision, torch_files=True, force=force)
+    bits, group_size = int(q_bits) if quantize else None, int(q_group_size)
+    if draft_kind is None and not is_drafter(source):
+        if target is not None:
+            raise click.UsageError(f"--target is for drafters, and {hf_path} is none.")
+        folder = convert_target(
+            str(source),
+            mlx_path,
+            bits=bits,
+            group_size=group_size,
+            dtype=dtype,
+            upload_repo=upload_repo,
+        )
+        click.echo(f"Wrote {folder}", err=True)
+        return
+    if upload_repo is not None:
+        raise click.UsageError(f"--upload-repo is for targets, and {hf_path} is a drafter.")
+    done = convert_drafter(
+        source,
         mlx_path,
-        bits=int(q_bits) if quantize else None,
-        group_size=int(q_group_size),
-        dtype=dtype,
-        revision=revision,
+        name=hf_path,
+        target=None if target is None else resolve_path(target, force=force),
+        bits=bits,
+        group_size=group_size,
+        dtype=None if dtype is None else getattr(mx, dtype),
+        kind=draft_kind,
     )
-    click.echo(f"Wrote {folder}", err=True)
+    click.echo(
+        f"{hf_path} is a drafter of the kind {done.kind} with {done.parameters / 1e6:.1f} million "
+        f"parameters. {' '.join(done.remarks)}\nWrote {done.folder}: {done.size / 1e9:.3f} GB",
+        err=True,
+    )

@@ -14,47 +14,15 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from flash_mlx.draft.decoder import DecoderConfig, Past
 from flash_mlx.draft.growth import grow_tree
-from flash_mlx.draft.kinds import KINDS
-from flash_mlx.draft.one_layer import OneLayerModel
 from flash_mlx.draft.stepwise import StepwiseDrafter
 from flash_mlx.loading import read_by, untapped
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.targets import LoadedTarget
 from identity import ask, mlx_vlm_ids, run
+from peers_reference import BASE, CONFIGS, SIZE, VOCAB, random_model
 
-SIZE, VOCAB = 64, 400
-BASE = DecoderConfig(
-    hidden_size=SIZE,
-    vocab_size=VOCAB,
-    intermediate_size=96,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    block_size=3,
-)
-CONFIGS = {
-    "eagle": BASE,
-    "eagle3": replace(BASE, draft_vocab_size=100, fusion_bias=False),
-    "msd": replace(BASE, input_norm=True, attention_bias=True),
-    "vispec": replace(BASE, num_kv_heads=4, num_queries=3),
-}
 KEY, GREEDY = mx.random.key(0), Sampler()
-
-
-def random_model(kind: str, config: DecoderConfig | None = None, seed: int = 0) -> OneLayerModel:
-    """A model whose every weight matters: none is 0 or 1."""
-    rng = np.random.default_rng(seed)
-    model = KINDS[kind].model(CONFIGS[kind] if config is None else config)
-    weights = []
-    for name, value in tree_flatten(model.parameters()):
-        if name == "d2t":
-            weight = 3 * np.arange(len(value))  # draft id i is the target's id 4 i
-        else:
-            weight = rng.normal(0, value.shape[-1] ** -0.5, value.shape) + ("norm" in name)
-        weights.append((name, mx.array(weight.astype(np.int32 if name == "d2t" else np.float32))))
-    model.update(tree_unflatten(weights))
-    return model
 
 
 def drafter_for(kind: str, loaded: LoadedTarget, **changes: int) -> StepwiseDrafter:
