@@ -22,6 +22,7 @@ from mlx.utils import tree_flatten, tree_unflatten
 from flash_mlx.decode import Target
 from flash_mlx.draft import FlashConfig, FlashDrafter, FlashModel
 from flash_mlx.draft.decoder import DecoderConfig
+from flash_mlx.draft.drafter import BestTokens
 from flash_mlx.draft.fit import TargetFacts, check_notes, check_sizes
 from flash_mlx.draft.kinds import KINDS, DraftModel, kind_of
 from flash_mlx.draft.stepwise import StepwiseDrafter
@@ -48,7 +49,11 @@ Config = FlashConfig | DecoderConfig
 
 
 def load_drafter(
-    path: Path, target: Target, block_size: int | None = None, facts: TargetFacts | None = None
+    path: Path,
+    target: Target,
+    block_size: int | None = None,
+    facts: TargetFacts | None = None,
+    best_tokens: BestTokens | None = None,
 ) -> FlashDrafter | StepwiseDrafter:
     """Load a drafter for a target, in the target's own dtype.
 
@@ -57,6 +62,7 @@ def load_drafter(
         target: Lends its embedding and its LM head.
         block_size: Tokens to draft in a round, if not the drafter's own number.
         facts: What the drafter's notes about its target are held against.
+        best_tokens: The target's, if it has a way that needs no logits.
 
     Raises:
         OSError: If a file is missing or cannot be read.
@@ -69,7 +75,7 @@ def load_drafter(
     model = _load(path, kind, config, notes, target.embed(mx.array([0])).dtype)
     lay_out_for_few_rows(model)
     if isinstance(model, FlashModel):
-        return FlashDrafter(model, target.embed, target.lm_head, block_size)
+        return FlashDrafter(model, target.embed, target.lm_head, block_size, best_tokens)
     return StepwiseDrafter(
         model, target.embed, target.lm_head, target.vocab_size, block_size, trees=facts.trees
     )

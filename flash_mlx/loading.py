@@ -139,7 +139,9 @@ def _draft_folder(name: str) -> Path | None:
 def _attach(model: Model, name: str, folder: Path | None, block_size: int | None) -> Model:
     if folder is not None:
         plain = untapped(model.loaded)
-        drafter = load_drafter(folder, plain.target, block_size, facts_of(plain))
+        drafter = load_drafter(
+            folder, plain.target, block_size, facts_of(plain), plain.target.best_tokens
+        )
         return replace(
             model,
             loaded=read_by(drafter, plain),

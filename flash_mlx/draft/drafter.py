@@ -32,6 +32,8 @@ from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
 
+BestTokens = Callable[[mx.array, int], tuple[mx.array, mx.array]]
+
 
 @dataclass(frozen=True, eq=False)
 class FlashState:
@@ -62,6 +64,8 @@ class FlashDrafter:
         embed: The target's embedding, [R] ids -> [R, D].
         lm_head: The target's LM head, [R, D] -> [R, V].
         block_size: k, tokens to draft; the model's own if None, and at most that.
+        best_tokens: The target's most likely tokens, [R, D] and n -> ids and log-probabilities
+            [R, n]; None: they are chosen from `lm_head`'s logits.
 
     Raises:
         ValueError: If the model does not have that many slots.
@@ -73,6 +77,7 @@ class FlashDrafter:
         embed: Callable[[mx.array], mx.array],
         lm_head: Callable[[mx.array], mx.array],
         block_size: int | None = None,
+        best_tokens: BestTokens | None = None,
     ) -> None:
         """Join the weights that read the same rows."""
         config, block = model.config, model.layers
@@ -84,7 +89,7 @@ class FlashDrafter:
             )
         self.model = model
         self.block_size = block_size
-        self._embed, self._lm_head = embed, lm_head
+        self._embed, self._lm_head, self._best_tokens = embed, lm_head, best_tokens
         self._topology = Topology.chain(block_size)
         self._slots = block.slot_embeddings[:block_size]
         self._gate = model.residual_gate[:block_size, None]
@@ -175,7 +180,9 @@ class FlashDrafter:
             key: PRNG key; not used if greedy.
         """
         pick = _pick(sampler, (self.block_size, self.model.config.vocab_size), key)
-        if self._in_turn is None:
+        if self._in_turn is None and sampler.greedy and self._best_tokens is not None:
+            tokens = self._best_tokens(state.slots, 1)[0][:, 0]
+        elif self._in_turn is None:
             logits = self._lm_head(state.slots)
             tokens = pick(0, logits)
         else:

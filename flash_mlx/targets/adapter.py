@@ -15,16 +15,19 @@ Shapes:
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from flash_mlx.decode import Cache, Output, Take
+from flash_mlx.kernels.lmhead_topk import lmhead_topk, most_likely
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets.cache import SequenceCache
 from flash_mlx.targets.decoder import Decoder
 from flash_mlx.targets.families import Family
 from flash_mlx.targets.hooks import TreeHooks
+from flash_mlx.targets.tree_kernel import TreeAttention
 from flash_mlx.tree import DraftTree, Topology
 
 CHUNK_SIZE = 512  # prompt rows per pass
@@ -67,6 +70,9 @@ class MlxVlmTarget:
         self._decoder = Decoder(model, family)
         self._chunk_size = chunk_size
         self._hooks = TreeHooks(self._decoder.stack, KVCache)
+        # Windows and prefixes have masks that the kernel does not know.
+        whole = not (family.sliding or family.prefix)
+        self._attention = TreeAttention(self._decoder.stack) if whole else None
         if any(type(layer) is not KVCache for layer in self._decoder.make_layers()):
             raise ValueError(
                 f"The caches of a target must be able to drop rows; those of this "
@@ -154,6 +160,17 @@ class MlxVlmTarget:
         """Return logits [R, V] of `hidden` [R, D]."""
         return self._decoder.head(hidden)
 
+    def best_tokens(self, hidden: mx.array, keep: int) -> tuple[mx.array, mx.array]:
+        """Return the most likely tokens after `hidden` [R, D], if possible without their logits.
+
+        Returns:
+            Ids [R, keep] int32, the most likely first, and log-probabilities [R, keep] float32.
+        """
+        packed = self._decoder.packed_head()
+        if packed is None:
+            return most_likely(self.lm_head(hidden), keep)
+        return lmhead_topk(hidden, *packed, keep)
+
     def _read_chunks(self, prompt: Prompt, cache: SequenceCache) -> Iterator[tuple[int, mx.array]]:
         """Read and commit the rows after the cache's.
 
@@ -194,7 +211,9 @@ class MlxVlmTarget:
         mask = mx.concatenate([mx.ones((num_rows, length), mx.bool_), ancestors], axis=1)
         positions = mx.array(tree.topology.depth) + (length + cache.rope_delta)
         ids = tree.tokens[None]
-        with self._hooks.active(cache.layers, mask[None, None], positions):
+        attention = self._attention
+        kernel = nullcontext() if attention is None else attention.active(tree.topology, length)
+        with self._hooks.active(cache.layers, mask[None, None], positions), kernel:
             if self.family.mrope:
                 return self._read_at(ids, positions, cache)
             # A decoder whose rows all attend to one another asks no cache for a mask.

@@ -122,6 +122,20 @@ class Decoder:
             logits = logits if bound is None else mx.tanh(logits / bound) * bound
         return logits
 
+    def packed_head(self) -> tuple[mx.array, mx.array, mx.array, int, int] | None:
+        """Return the LM head's packed weights, scales, biases, group size and bits.
+
+        None if `head` is not their plain product with its input.
+        """
+        head = self._language_model.get("lm_head", None)
+        head = self.stack.embed_tokens if head is None else head
+        quantised = isinstance(head, (nn.QuantizedLinear, nn.QuantizedEmbedding))
+        if not quantised or head.mode != "affine" or "bias" in head:
+            return None
+        if self._family.softcap is not None:
+            return None
+        return head.weight, head.scales, head.biases, head.group_size, head.bits
+
     def read(self, prompt: Prompt) -> PromptFeatures:
         """Embed the text and the images of a prompt."""
         # One sequence without padding needs no attention mask, whatever the processor returned.

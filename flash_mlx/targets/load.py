@@ -15,6 +15,7 @@ from flash_mlx.files import read_json
 from flash_mlx.targets.adapter import CHUNK_SIZE, MlxVlmTarget
 from flash_mlx.targets.checks import check_files, check_quantization, read_config
 from flash_mlx.targets.families import Family, family_of
+from flash_mlx.targets.quantized import use_few_rows
 from flash_mlx.targets.quiet import complaining, quiet
 from flash_mlx.targets.selftest import check_target
 from flash_mlx.targets.weights import check_numbers, dequantize
@@ -123,6 +124,7 @@ def _convert(model: nn.Module, dtype: mx.Dtype | None) -> None:
         model.set_dtype(mx.float32)
         dequantize(model)
     lay_out_for_few_rows(model)
+    use_few_rows(model.language_model)
     mx.eval(model.parameters())
     check_numbers(model)
 
