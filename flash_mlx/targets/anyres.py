@@ -100,9 +100,15 @@ def _unpad(size: list[int], patches: tuple[int, ...] | list[int]) -> tuple[int, 
 def _sizes_and_grids(
     config: Mapping[str, Any], inputs: Inputs
 ) -> tuple[list[list[int]], list[list[int]]]:
-    """Return each image's height and width [pixels], and its grid's lines and columns."""
+    """Return each image's height and width [pixels], and its grid's lines and columns.
+
+    Raises:
+        ValueError: If the configuration does not say which grids there are.
+    """
     from transformers.image_processing_utils import select_best_resolution
 
+    if "image_grid_pinpoints" not in config:
+        raise ValueError("config.json must say the grids of tiles (image_grid_pinpoints).")
     tile = int(config["vision_config"]["image_size"])
     sizes = np.array(inputs["image_sizes"]).reshape(-1, 2).tolist()
     best = [select_best_resolution(size, config["image_grid_pinpoints"]) for size in sizes]

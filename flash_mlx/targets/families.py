@@ -49,6 +49,8 @@ class Family:
         system: Whether prompts can start with a system message.
         prefix: Whether all rows of the prompt may attend to one another, so that it has to be read
             at once.
+        chains_only: Model types of text models whose tree pass may differ from single passes where
+            the self-test does not look.
         softcap: From the language model to the bound that its LM head bends logits to, or None.
         placed: The id that the processor returns once an image, for all its rows; None: it
             returns one for each row.
@@ -72,6 +74,7 @@ class Family:
     num_images: tuple[int, int | None] = (0, None)
     system: bool = True
     prefix: bool = False
+    chains_only: tuple[str, ...] = ()
     softcap: Callable[[Any], float | None] | None = None
     placed: int | None = None
     attends_mask: bool = False
@@ -90,12 +93,21 @@ class Family:
         return int(next(found, default))
 
 
+# Layers whose state is a sum over all rows read: no rejected row can be taken out of it again.
+RECURRENT = ("qwen3_5", "qwen3_5_moe", "qwen3_next", "nemotron_h", "lfm2_vl")
+
+
 def family_of(model_type: object) -> Family:
     """Return the family of a `model_type`.
 
     Raises:
         ValueError: If flash-mlx does not support it.
     """
+    if model_type in RECURRENT:
+        raise ValueError(
+            f"A target must be able to forget the drafts it rejects; {model_type} has recurrent "
+            "layers, whose state forgets no row. flash-mlx does not support them yet; use mlx-vlm."
+        )
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(
             f"The model type must be one of {', '.join(sorted(FAMILIES))}; config.json says "
@@ -189,6 +201,8 @@ FAMILIES: dict[str, Family] = {
                 placeholders=("[IMG]",),
                 rows_per_image=patch_rows,
                 marks=True,
+                # Far into a text they scale attention by a row's index instead of its position.
+                chains_only=("ministral3", "mistral4"),
             )
             for model_type in ("pixtral", "mistral3")
         ),

@@ -64,7 +64,7 @@ def load_target(
         chunk_size: Prompt rows per pass.
 
     Returns:
-        The target, its trees switched off if they fail the self-test.
+        The target, its trees switched off if they fail the self-test or cannot be trusted.
 
     Raises:
         OSError: If the folder or one of its files is missing.
@@ -82,7 +82,8 @@ def load_target(
     _convert(model, dtype)
     _complete(processor, config)
     target = MlxVlmTarget(model, family, chunk_size=chunk_size)
-    target.supports_tree = check_target(target)
+    text_type = model.config.text_config.model_type
+    target.supports_tree = check_target(target) and text_type not in family.chains_only
     return LoadedTarget(
         path=folder,
         target=target,

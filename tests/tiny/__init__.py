@@ -22,6 +22,8 @@ __all__ = [
     "BUILDERS",
     "build_gemma3",
     "build_llava",
+    "build_llava_next",
+    "build_mistral3",
     "build_paligemma",
     "build_qwen",
     "edit_json",

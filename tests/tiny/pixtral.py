@@ -1,6 +1,8 @@
 """Pixtral and Mistral 3."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import mlx.core as mx
@@ -47,11 +49,28 @@ def build_pixtral(folder: Path) -> Path:
     return _build(folder, "pixtral", "Pixtral", {}, {}, 9)
 
 
-def build_mistral3(folder: Path) -> Path:
-    """Write a Mistral 3 checkpoint; 28 x 28 pixels of an image take one row."""
+def build_mistral3(folder: Path, *, text: str = "mistral") -> Path:
+    """Write a Mistral 3 checkpoint; 28 x 28 pixels of an image take one row.
+
+    Ministral 3 has `text` ministral3; here it scales attention from the 16th row on.
+    """
     more = {"spatial_merge_size": 2, "multimodal_projector_bias": False}
     names = {"vision_tower.vision_model.": "vision_tower."}
-    return _build(folder, "mistral3", "Mistral3", more, names, 10)
+    rope = {
+        "rope_theta": 10000.0,
+        "rope_type": "default",
+        "llama_4_scaling_beta": 0.5,
+        "original_max_position_embeddings": 16,
+    }
+    return _build(
+        folder,
+        "mistral3",
+        "Mistral3",
+        more,
+        names,
+        10,
+        {"model_type": text, "rope_parameters": rope},
+    )
 
 
 def _build(
@@ -61,6 +80,7 @@ def _build(
     more: dict[str, Any],
     names: dict[str, str],
     seed: int,
+    text: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     tokenizer = train_tokenizer(MISTRAL_SPECIALS, bos="<s>")
     config = {
@@ -74,6 +94,7 @@ def _build(
             "model_type": "mistral",
             "head_dim": 16,
             "vocab_size": tokenizer.get_vocab_size(),
+            **text,
         },
         "vision_config": {**VISION, "model_type": "pixtral", "head_dim": 16, "image_size": 112},
         **more,

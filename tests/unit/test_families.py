@@ -15,9 +15,17 @@ from flash_mlx.processing import make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets import FAMILIES, LoadedTarget, MlxVlmTarget, load_target
 from flash_mlx.tree import Topology
-from identity import SHAPES, CorruptedOracle, ask, mlx_vlm_ids, run
+from identity import SHAPES, CorruptedOracle, ask, mlx_vlm_ids, once_an_image, run
 from passes import TREE, after, assert_same, one_by_one, paths, random_tokens, tree_of
-from tiny import BUILDERS, build_paligemma, random_image, small_tower
+from tiny import (
+    BUILDERS,
+    build_llava_next,
+    build_mistral3,
+    build_paligemma,
+    edit_json,
+    random_image,
+    small_tower,
+)
 
 # Visual rows of pictures of 70 x 90, 120 x 90 and 30 x 200 pixels, counted by hand: what each
 # family's paper or processor says for the sizes of the tiny checkpoint.
@@ -230,3 +238,33 @@ def test_a_prompt_that_is_read_at_once_needs_a_new_cache(tmp_path: Path) -> None
     longer = Prompt((*prompt.tokens, 5), prompt.image_spans, prompt.inputs)
     with pytest.raises(ValueError, match="reads a prompt at once"):
         loaded.target.prefill(longer, cache)
+
+
+def test_ministral_3_takes_chains_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = load_target(build_mistral3(tmp_path / "ministral", text="ministral3"))
+    target, prompt = loaded.target, ask(loaded, 1)
+    ids, *_ = run(target, NoDrafter(), prompt, MAX_TOKENS)
+    assert ids == mlx_vlm_ids(loaded, prompt, MAX_TOKENS, monkeypatch)
+    tokens = random_tokens(target, 20)
+    chain = target.verify(tree_of(Topology.chain(19), tokens), after(target, prompt))
+    assert_same(chain, one_by_one(target, prompt, tokens))
+    assert not target.supports_tree
+    with pytest.raises(ValueError, match="takes chains only"):
+        target.verify(tree_of(TREE, tokens[: len(TREE)]), after(target, prompt))
+
+
+def test_one_fastvlm_picture_is_placed_as_mlx_vlm_places_it(tmp_path: Path) -> None:
+    with small_tower():
+        loaded = load_target(BUILDERS["llava_qwen2"](tmp_path / "fastvlm"))
+    prompt = ask(loaded, 1)
+    ids = mx.array(once_an_image(prompt, -200))[None]
+    theirs = loaded.target.model.get_input_embeddings(ids, prompt.inputs["pixel_values"])
+    ours = loaded.target._decoder.read(prompt).embeds
+    assert mx.allclose(ours, theirs.inputs_embeds, atol=1e-5)
+
+
+def test_grids_of_tiles_that_are_not_said_are_asked_for(tmp_path: Path) -> None:
+    folder = build_llava_next(tmp_path / "next")
+    edit_json(folder, "config.json", image_grid_pinpoints=None)
+    with pytest.raises(ValueError, match="image_grid_pinpoints"):
+        make_prompt(load_target(folder), "What?", [random_image()])

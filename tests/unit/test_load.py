@@ -246,6 +246,7 @@ def test_a_missing_image_processor_is_named(llava_copy: Path) -> None:
         ('{"model_type": "qwen9"}', r"one of .*llava, .*qwen2_5_vl, .*; config\.json says 'qwen9'"),
         ("{}", "config.json says None"),
         ('{"model_type": ["llava"]}', "must be one of"),
+        ('{"model_type": "qwen3_5"}', "qwen3_5 has recurrent layers"),
         ("\udcff".encode("utf-8", "surrogateescape"), "must be valid JSON"),
         ("[" * 100_000, "must be valid JSON"),
     ],
