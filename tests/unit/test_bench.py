@@ -14,6 +14,7 @@ from flash_mlx.decode import NoDrafter
 from flash_mlx.draft import FlashConfig, FlashModel
 from flash_mlx.draft.drafter import FlashDrafter
 from flash_mlx.generate import load
+from flash_mlx.loading import DEMO
 from flash_mlx.processing import make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets import LoadedTarget
@@ -218,6 +219,20 @@ def test_later_drafters_are_named_as_the_first_one_is(tiny_llava: Path) -> None:
     found = cli.bench._drafters(model, ["auto", "none"], 2)
     assert list(found) == ["ngram"]
     assert found["ngram"].num_drafts == 2
+
+
+def test_the_bundled_pictures_are_the_default() -> None:
+    files = cli.bench._pictures(None, 3)
+    assert len(files) == 3
+    assert all(file.parent == DEMO / "pictures" and file.is_file() for file in files)
+
+
+def test_the_table_says_what_a_round_takes() -> None:
+    row = {"drafter": "flash", "temperature": 0.0}
+    row |= {"draft_seconds": 0.002, "verify_seconds": 0.0075, "host_seconds": 0.0005}
+    text = cli.bench._round(row)
+    assert text.endswith("round of 10.00 ms: drafter 2.00, target 7.50, neither 0.50 (5.0%)")
+    assert cli.bench._round({**row, "host_seconds": None}) == ""
 
 
 def test_a_table_without_an_entropy_is_a_table() -> None:
