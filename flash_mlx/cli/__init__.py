@@ -18,7 +18,17 @@ from collections.abc import Sequence
 
 import click
 
-from flash_mlx.cli import bench, caption, chat, convert, doctor, generate, train, verify
+from flash_mlx.cli import (
+    bench,
+    caption,
+    chat,
+    convert,
+    doctor,
+    generate,
+    serve,
+    train,
+    verify,
+)
 from flash_mlx.cli.options import INTERRUPTED
 
 
@@ -41,6 +51,7 @@ group.add_command(chat.command)
 group.add_command(bench.command)
 group.add_command(verify.command)
 group.add_command(train.command)
+group.add_command(serve.command)
 group.add_command(convert.command)
 group.add_command(doctor.command)
 
