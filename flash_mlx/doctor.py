@@ -17,6 +17,8 @@ import mlx.core as mx
 
 from flash_mlx import blas
 from flash_mlx.blas import BlasInfo
+from flash_mlx.kernels import KERNELS
+from flash_mlx.kernels.dispatch import state
 from flash_mlx.measure import ROWS, seconds_in_turns
 
 PACKAGES = ("flash-mlx", "mlx", "mlx-vlm", "mlx-lm", "transformers", "numpy")
@@ -38,6 +40,7 @@ class Report:
         blas: Which BLAS the CPU backend uses.
         row_cost: Rows to the time of a matrix product over them, over the time of one row.
         row_seconds: Time of the product over one row [s].
+        kernels: Each Metal kernel's state, and why.
     """
 
     system: str
@@ -51,6 +54,7 @@ class Report:
     blas: BlasInfo
     row_cost: Mapping[int, float]
     row_seconds: float
+    kernels: Mapping[str, str]
 
 
 def examine() -> Report:
@@ -73,6 +77,7 @@ def examine() -> Report:
         blas=blas.bind(),
         row_cost={rows: seconds[rows] / seconds[1] for rows in ROWS},
         row_seconds=seconds[1],
+        kernels={kernel.name: state(kernel) for kernel in KERNELS},
     )
 
 

@@ -27,7 +27,7 @@ LAYERS = (
     {"generate", "measure"},
     {"session"},
     {"joint_law"},
-    {"caption", "bench", "verify", "doctor", "train", "viz"},
+    {"caption", "bench", "verify", "doctor", "selftest", "train", "viz"},
     {"convert", "integrations"},
     {"cli"},
 )

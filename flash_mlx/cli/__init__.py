@@ -25,6 +25,7 @@ from flash_mlx.cli import (
     convert,
     doctor,
     generate,
+    selftest,
     serve,
     train,
     verify,
@@ -54,6 +55,7 @@ group.add_command(train.command)
 group.add_command(serve.command)
 group.add_command(convert.command)
 group.add_command(doctor.command)
+group.add_command(selftest.command)
 
 
 def main() -> None:

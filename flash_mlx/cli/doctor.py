@@ -43,4 +43,6 @@ def _text(report: Report) -> str:
         f"           rows: time of a 2048 x 2048 float32 product over one row's "
         f"({report.row_seconds * 1e3:.2f} ms)",
     ]
+    for place, (name, state) in enumerate(report.kernels.items()):
+        lines.append(f"{'' if place else 'Kernels':<11}{name}: {state}")
     return "\n".join(lines)

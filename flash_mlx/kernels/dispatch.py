@@ -73,12 +73,30 @@ def choose(kernel: Kernel, *arguments: Any) -> Decision:
     if setting == "force":
         return FORCED
     decisions = decided()
-    key = _key(kernel, arguments)
+    key = key_of(kernel, arguments)
     found = decisions.get(key)
     if found is None:
         found = try_out(kernel.ops, kernel.launch, arguments)
         decisions.put(key, found)
     return found
+
+
+def state(kernel: Kernel) -> str:
+    """Say whether a kernel is used on this machine, and why, as far as it has been asked."""
+    if mode() == "off":
+        return OFF.reason
+    if not metal.available():
+        return NO_METAL.reason
+    if mode() == "force":
+        return f"used wherever it fits: {FORCED.reason}"
+    start = _stamp(kernel.sources)
+    known = [d for key, d in decided().named(kernel.name).items() if key.startswith(start)]
+    if not known:
+        return "not asked yet"
+    used = sum(decision.use for decision in known)
+    others = {decision.reason for decision in known if not decision.use}
+    text = f"used for {used} of {len(known)} shapes"
+    return f"{text}; else: {'; '.join(sorted(others))}" if others else text
 
 
 def mode() -> str:
@@ -93,7 +111,7 @@ def decided() -> Decisions:
     return Decisions.load()
 
 
-def _key(kernel: Kernel, arguments: Sequence[Any]) -> tuple[str, ...]:
+def key_of(kernel: Kernel, arguments: Sequence[Any]) -> tuple[str, ...]:
     """Return what a decision depends on."""
     return (kernel.name, _stamp(kernel.sources), *(_describe(x) for x in arguments))
 
