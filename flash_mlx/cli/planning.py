@@ -15,7 +15,7 @@ from flash_mlx.cli.training import HIDDEN_BYTES, settings
 from flash_mlx.files import read_json
 from flash_mlx.loading import DEMO
 from flash_mlx.train.initial import default_config
-from flash_mlx.train.plan import advice, plan, text_sizes
+from flash_mlx.train.plan import advice, chunk_for, plan, text_sizes
 from flash_mlx.train.source import find_questions
 
 
@@ -34,6 +34,8 @@ def show_plan(options: Mapping[str, Any]) -> None:
     if not on_cpu and "dtype" not in options["settings"]:
         config = replace(config, dtype="bfloat16")
     shape = default_config(*text_sizes(target), sizes)
+    if "chunk" not in options["settings"]:
+        config = replace(config, chunk=chunk_for(shape))
     count = config.iterations * config.batch_size * config.accumulate
     if options["data"]:
         found = find_questions(options["data"], image_folder=options["image_folder"])

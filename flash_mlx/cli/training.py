@@ -38,6 +38,7 @@ from flash_mlx.train.folder import (
     list_skipped,
 )
 from flash_mlx.train.initial import Start, drafter_config, new_model
+from flash_mlx.train.plan import chunk_for
 from flash_mlx.train.plot import plot, read_metrics
 from flash_mlx.train.source import Found, find_questions
 from flash_mlx.train.validate import BEST_BY, hold_out, validator
@@ -92,6 +93,8 @@ def run(options: Mapping[str, Any]) -> bool:
     if "dtype" not in options["settings"]:
         narrow = DTYPES[model.target.embed(mx.array([0])).dtype]
         config = replace(config, dtype=narrow)
+    if "chunk" not in options["settings"]:
+        config = replace(config, chunk=chunk_for(drafter.config))
     trainer = Trainer(
         drafter,
         Teacher.of(model.target, HIDDEN_BYTES),

@@ -23,6 +23,9 @@ from flash_mlx.train.state import flat
 PROMPT_TEXT = 48  # rows of a prompt besides its picture
 QWEN_ROWS = 1024  # visual rows of a picture of 896 x 896
 LOGIT_COPIES, MLP_COPIES, HIDDEN_COPIES, SCORE_COPIES = 6, 4, 30, 4
+TARGET_COPIES = 3  # of the target's logits
+BACKWARD = 1.5  # the block's backward pass, over what it keeps from its forward pass
+LOGITS_BYTES = 1 << 30
 USABLE = 0.75  # of unified memory, which is what the GPU may take
 # Chip: float16 [TFLOP/s], memory [GB/s], as published.
 CHIPS = {"M1": (2.6, 68), "M2 Pro": (6.8, 200), "M4": (4.3, 120), "M4 Max": (17.0, 546)}
@@ -100,8 +103,10 @@ def plan(
     per_slot = HIDDEN_COPIES * drafter.hidden_size + MLP_COPIES * drafter.intermediate_size
     per_slot += SCORE_COPIES * drafter.num_heads * compressed
     slots = base * drafter.block_size
-    logits = LOGIT_COPIES * min(base, config.chunk) * drafter.block_size + 3 * base
     width = size if config.dtype != "float32" else 4
+    block = slots * per_slot * width
+    logits = LOGIT_COPIES * min(base, config.chunk) * drafter.block_size + TARGET_COPIES * base
+    logits *= 4 * drafter.vocab_size
     hidden = num_rows * drafter.hidden_size * size  # of one example
     parts = {
         "target": int(text * wide + vision * (4 if float32 else 2)),
@@ -110,14 +115,19 @@ def plan(
         "optimiser": weights * (8 if config.optimizer == "adamw" else 4),
         "average": weights * 4,
         "hidden states": 2 * config.batch_size * hidden + min(hidden_bytes, num_examples * hidden),
-        "activations": (1 + config.rollout)
-        * (slots * per_slot * width + logits * 4 * drafter.vocab_size),
+        "activations": (1 + config.rollout) * int(max(BACKWARD * block, block + logits)),
     }
     flops = 2 * config.batch_size * (num_rows * text + visual * vision) + 6 * slots * (
         weights + drafter.hidden_size * drafter.vocab_size
     ) * (1 + config.rollout)
     answer = (text * wide) * (answer_tokens / PER_PASS + 1)
     return Plan(parts, flops * config.accumulate, answer)
+
+
+def chunk_for(drafter: FlashConfig) -> int:
+    """Return the base rows whose logits are alive at a time, so that they take about 1 GB."""
+    rows = LOGITS_BYTES // (4 * LOGIT_COPIES * drafter.block_size * drafter.vocab_size)
+    return max(32, min(TrainConfig.chunk, rows))
 
 
 def advice(plan: Plan, config: TrainConfig, memory_bytes: float) -> str:

@@ -14,7 +14,7 @@ from flash_mlx.train import Example, Teacher, TrainConfig, Trainer
 from flash_mlx.train.answers import PromptMaker
 from flash_mlx.train.config import configure
 from flash_mlx.train.initial import STARTS, default_config, drafter_config, new_model
-from flash_mlx.train.plan import advice, plan, text_sizes
+from flash_mlx.train.plan import advice, chunk_for, plan, text_sizes
 from flash_mlx.train.source import find_questions
 from tiny import random_image
 from training import parameters
@@ -93,6 +93,13 @@ def test_the_plan_of_the_demo_is_near_its_measured_peak(tmp_path: Path):
     trainer.run()
     told = estimate(model.config, config, float32=True, tokens=128, examples=3).total
     assert told == pytest.approx(mx.get_peak_memory(), rel=0.2)
+
+
+def test_a_large_vocabulary_is_read_in_pieces():
+    small, large = (default_config(2048, size, {}) for size in (32000, 150000))
+    assert (
+        32 <= chunk_for(large) < chunk_for(small) < chunk_for(default_config(64, 400, {})) == 4096
+    )
 
 
 def test_a_plan_needs_the_configuration_only(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
