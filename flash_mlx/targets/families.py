@@ -93,8 +93,15 @@ class Family:
         return int(next(found, default))
 
 
-# Layers whose state is a sum over all rows read: no rejected row can be taken out of it again.
-RECURRENT = ("qwen3_5", "qwen3_5_moe", "qwen3_next", "nemotron_h", "lfm2_vl")
+# Families that people will ask for, and why they are refused.
+RECURRENT = "has recurrent layers, and their state cannot forget the drafts that are rejected"
+REFUSED = {
+    "qwen3_5": RECURRENT,
+    "qwen3_5_moe": RECURRENT,
+    "lfm2_vl": RECURRENT,
+    "gemma4": "lets the rows of an image see one another and feeds each layer the ids again, "
+    "which chunks and trees do not do yet",
+}
 
 
 def family_of(model_type: object) -> Family:
@@ -103,10 +110,10 @@ def family_of(model_type: object) -> Family:
     Raises:
         ValueError: If flash-mlx does not support it.
     """
-    if model_type in RECURRENT:
+    if isinstance(model_type, str) and model_type in REFUSED:
         raise ValueError(
-            f"A target must be able to forget the drafts it rejects; {model_type} has recurrent "
-            "layers, whose state forgets no row. flash-mlx does not support them yet; use mlx-vlm."
+            f"{model_type} {REFUSED[model_type]}. flash-mlx does not support it; use mlx-vlm, or "
+            f"one of {', '.join(sorted(FAMILIES))}."
         )
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(

@@ -5,20 +5,23 @@ ones, and random weights (`tiny`).
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 from flash_mlx.decode import NoDrafter, Output
 from flash_mlx.draft import FlashConfig, FlashDrafter, FlashModel
 from flash_mlx.processing import make_prompt
 from flash_mlx.prompt import Prompt
-from flash_mlx.targets import FAMILIES, LoadedTarget, MlxVlmTarget, load_target
+from flash_mlx.targets import FAMILIES, LoadedTarget, MlxVlmTarget, anyres, load_target
 from flash_mlx.tree import Topology
 from identity import SHAPES, CorruptedOracle, ask, mlx_vlm_ids, once_an_image, run
 from passes import TREE, after, assert_same, one_by_one, paths, random_tokens, tree_of
 from tiny import (
     BUILDERS,
+    build_gemma3,
     build_llava_next,
     build_mistral3,
     build_paligemma,
@@ -217,6 +220,18 @@ def test_the_drafters_embedding_is_what_the_layers_receive(loaded: LoadedTarget)
     assert mx.allclose(received[0][0], target.embed(mx.array(prompt.tokens)), rtol=1e-6)
 
 
+def test_a_window_that_is_narrower_than_the_tree_goes_by_positions(tmp_path: Path) -> None:
+    loaded = load_target(build_gemma3(tmp_path / "gemma", sliding_window=2))
+    target, prompt = loaded.target, ask(loaded, 1)
+    assert target.supports_tree
+    tokens = random_tokens(target, len(TREE))
+    out = target.verify(tree_of(TREE, tokens), after(target, prompt))
+    for path in paths(TREE):
+        rows = mx.array(path)
+        expected = one_by_one(target, prompt, [tokens[row] for row in path])
+        assert_same(Output(out.logits[rows], out.hidden[rows]), expected)
+
+
 def test_paligemma_2_bends_its_logits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load_target(build_paligemma(tmp_path / "paligemma-2", text="gemma2"))
     target, prompt = loaded.target, ask(loaded, 1)
@@ -261,6 +276,29 @@ def test_one_fastvlm_picture_is_placed_as_mlx_vlm_places_it(tmp_path: Path) -> N
     theirs = loaded.target.model.get_input_embeddings(ids, prompt.inputs["pixel_values"])
     ours = loaded.target._decoder.read(prompt).embeds
     assert mx.allclose(ours, theirs.inputs_embeds, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(90, 70), (90, 120), (200, 30), (30, 200), (112, 112)])
+def test_tiles_are_packed_as_mlx_vlms_onevision_packs_them(size: tuple[int, int]) -> None:
+    from mlx_vlm.models.llava_onevision.llava_onevision import Model
+
+    pinpoints = [[56, 112], [112, 56], [112, 112]]
+    onevision = SimpleNamespace(
+        patches_per_side=4,
+        max_num_patches=10**6,  # no shrinking, as in LLaVA-NeXT
+        image_newline=mx.random.normal((6,)),
+        config=SimpleNamespace(
+            image_grid_pinpoints=pinpoints, vision_config=SimpleNamespace(image_size=56)
+        ),
+    )
+    config = {"vision_config": {"image_size": 56}, "image_grid_pinpoints": pinpoints}
+    inputs = anyres.prepare(config, {"image_sizes": mx.array([size])})
+    grid = np.array(inputs[anyres.GRIDS])[0].tolist()
+    tiles = mx.random.normal((1 + grid[0] * grid[1], 16, 6))
+    (expected,) = Model.pack_image_features(onevision, [tiles], [list(size)])
+    ours = anyres._pack(tiles, list(size), grid, onevision.image_newline)
+    assert ours.shape == expected.shape
+    assert mx.array_equal(ours, expected)
 
 
 def test_grids_of_tiles_that_are_not_said_are_asked_for(tmp_path: Path) -> None:

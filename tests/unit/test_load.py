@@ -247,6 +247,7 @@ def test_a_missing_image_processor_is_named(llava_copy: Path) -> None:
         ("{}", "config.json says None"),
         ('{"model_type": ["llava"]}', "must be one of"),
         ('{"model_type": "qwen3_5"}', "qwen3_5 has recurrent layers"),
+        ('{"model_type": "gemma4"}', "gemma4 lets the rows of an image see one another"),
         ("\udcff".encode("utf-8", "surrogateescape"), "must be valid JSON"),
         ("[" * 100_000, "must be valid JSON"),
     ],
