@@ -4,6 +4,8 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -136,3 +138,19 @@ def test_only_errors_are_an_error(
     assert run([*words, "--draft-model", "none", "--no-verbose"]) == 1
     assert capfd.readouterr().err == ""
     assert "none" in json.loads((tmp_path / "o.jsonl").read_text())["error"]
+
+
+@pytest.mark.slow
+def test_the_examples_run(tmp_path: Path) -> None:
+    photos, output = make_pictures(tmp_path / "in", 1), tmp_path / "out.jsonl"
+    examples = Path(__file__).parents[2] / "examples"
+    for name, *words in (
+        ("caption_folder.py", photos, output),
+        ("caption_memory.py", "--count", 3, "--max-tokens", 2),
+    ):
+        line = [sys.executable, str(examples / name), *map(str, words)]
+        done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) in (1, 3)
+    (row,) = map(json.loads, output.read_text().splitlines())
+    assert row["text"]
