@@ -14,20 +14,20 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import mlx.core as mx
 
 from flash_mlx.accept import Verdict, accept, judge
+from flash_mlx.guard import guard, warn
 from flash_mlx.prompt import Prompt
-from flash_mlx.sampling import Sampler
+from flash_mlx.sampling import Sampler, keys_from
 from flash_mlx.tree import DraftTree, Topology
 
 State = TypeVar("State")
 Take = Callable[[int, mx.array], None]  # gets rows of a prompt: the first's number, hidden [R, D]
 
 ROOT_ALONE = Topology.chain(0)
-KEYS_AT_A_TIME = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,16 +200,18 @@ class Round:
         tokens: New ids, one or more. Nothing follows a stop token.
         num_drafted: Drafts that the target read.
         num_accepted: Drafts among `tokens`.
+        parked: Whether the drafter held back because drafting does not pay at present.
     """
 
     tokens: tuple[int, ...]
     num_drafted: int
     num_accepted: int
+    parked: bool = False
 
 
 def decode(
     target: Target,
-    drafter: Drafter[State],
+    drafter: Drafter[Any],
     prompt: Prompt,
     *,
     sampler: Sampler,
@@ -221,7 +223,8 @@ def decode(
 
     The first round is the prefill's own token. The text ends with the first stop token, after
     `max_tokens`, or when the next token would not fit in the target's context. It is the one that
-    plain decoding gives: the same ids if greedy, the same law if not.
+    plain decoding gives: the same ids if greedy, the same law if not. A drafter that returns ids
+    outside of the vocabulary or laws that are none is dropped, with a warning.
 
     Args:
         target: The model whose text this is.
@@ -239,7 +242,7 @@ def decode(
     if max_tokens < 1:
         raise ValueError(f"The number of tokens to generate must be 1 or more; got {max_tokens}.")
     prompt.require_fits(target.max_context)
-    keys = _keys(key)
+    keys = keys_from(key)
     cache = target.make_cache()
     out, begin = _prefill(target, drafter, prompt, cache)
     last = DraftTree(ROOT_ALONE, mx.array(prompt.tokens[-1:], dtype=mx.int32))
@@ -254,14 +257,22 @@ def decode(
         tree = drafter.draft(root, state, sampler, next(keys)).head(limit - cache.length)
         if tree.topology.is_chain:  # `left` rows bring `left` tokens; a tree's may be siblings
             tree = tree.head(left)
+        tree, fault = guard(tree, target.vocab_size)
         mx.async_eval(tree.tokens)  # the device drafts while the host prepares the pass
         out = ahead if ahead is not None and len(tree) == 1 else target.verify(tree, cache)
         verdict = judge(tree, out.logits, sampler, next(keys))
-        mx.async_eval(verdict.table)  # queued before any pass ahead, so it does not wait for that
+        # Queued before any pass ahead, so it does not wait for that.
+        mx.async_eval(verdict.table, *([] if fault is None else [fault]))
         ahead = None
         if len(tree) == 1 and tree.lookahead and left > 1 and cache.length + 1 < limit:
             ahead = _read_ahead(target, verdict, cache)
         accepted = verdict.walk()
+        if fault is not None and fault.item():  # decided by the drafts alone, so the law is kept
+            warn()
+            drafter, state = NoDrafter(), None
+            tree = drafter.draft(root, state, sampler, next(keys))
+            out = target.verify(tree, cache)
+            accepted = accept(tree, out.logits, sampler, next(keys))
         if ahead is None:
             cache.commit(accepted.rows)
         state = drafter.extend(out.hidden[mx.array(accepted.rows)], accepted.tokens, state)
@@ -269,7 +280,7 @@ def decode(
         tokens = _until_stop(accepted.tokens[:left], stop_ids)
         # A stop token or the end of the budget may cut the target's own last token off.
         num_accepted = min(len(accepted.rows) - 1, len(tokens))
-        yield Round(tokens, num_drafted=len(tree) - 1, num_accepted=num_accepted)
+        yield Round(tokens, len(tree) - 1, num_accepted, tree.parked)
         root, left = tokens[-1], left - len(tokens)
 
 
@@ -287,13 +298,6 @@ def _prefill(
 
     last = target.prefill(prompt, cache, take)
     return last, lambda root: drafter.extend(last.hidden, (root,), states.pop())
-
-
-def _keys(key: mx.array) -> Iterator[mx.array]:
-    """Yield keys without end, split many at a time: one by one they slow plain decoding down."""
-    while True:
-        key, *others = mx.random.split(key, KEYS_AT_A_TIME)
-        yield from others
 
 
 def _read_ahead(target: Target, verdict: Verdict, cache: Cache) -> Output:

@@ -27,3 +27,13 @@ def lay_out_for_few_rows(model: nn.Module) -> None:
             num_outputs, num_inputs = module.weight.shape
             if num_outputs >= num_inputs:
                 module.weight = mx.contiguous(module.weight.T).T
+
+
+def join_layers(*layers: nn.Linear) -> nn.Linear:
+    """Return linear layers that read the same rows as one, its outputs side by side."""
+    joined = nn.Linear(1, 1, bias="bias" in layers[0])
+    joined.weight = mx.concatenate([layer.weight for layer in layers])
+    if "bias" in joined:
+        joined.bias = mx.concatenate([layer.bias for layer in layers])
+    lay_out_for_few_rows(joined)
+    return joined

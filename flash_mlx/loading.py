@@ -5,21 +5,27 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 
 from flash_mlx import blas
 from flash_mlx.checkpoint import TargetFacts, load_drafter
 from flash_mlx.decode import Drafter, Target
-from flash_mlx.draft import FlashDrafter, NgramDrafter
+from flash_mlx.draft import AdaptiveDrafter, Calibrator, FlashDrafter, NgramDrafter
+from flash_mlx.draft.adaptive import paced, unpaced
 from flash_mlx.draft.kinds import kind_of
 from flash_mlx.draft.stepwise import StepwiseDrafter
 from flash_mlx.hub import resolve_path
 from flash_mlx.targets import LoadedTarget, load_target
+from flash_mlx.targets.scratch import scratch_cache
 from flash_mlx.targets.taps import TappedTarget
 
 DEMO = Path(__file__).parent / "demo"
+
+Drafting = Literal["tree", "chain", "fixed"]
+"""How much is drafted: as much as pays, with siblings where they pay (`tree`) or without (`chain`),
+or as much as the drafter's own settings say, always (`fixed`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,11 +65,12 @@ class Model:
 
     def num_latents(self, num_images: int) -> int:
         """Latents that the drafter reads in place of the visual tokens of `num_images` images."""
-        if isinstance(self.drafter, StepwiseDrafter):
-            return num_images * max(0, self.drafter.model.config.num_queries - 1)
-        if not isinstance(self.drafter, FlashDrafter):
+        drafter = unpaced(self.drafter)
+        if isinstance(drafter, StepwiseDrafter):
+            return num_images * max(0, drafter.model.config.num_queries - 1)
+        if not isinstance(drafter, FlashDrafter):
             return 0
-        return num_images * self.drafter.model.config.num_latents
+        return num_images * drafter.model.config.num_latents
 
 
 def load(
@@ -71,6 +78,7 @@ def load(
     draft: str | Path = "auto",
     *,
     draft_block_size: int | None = None,
+    drafting: Drafting = "tree",
     dtype: mx.Dtype | None = None,
     revision: str | None = None,
 ) -> Model:
@@ -80,7 +88,8 @@ def load(
         model: `demo`, a folder or a hub id.
         draft: `auto` takes the demo's drafter for the demo and `ngram` otherwise; `ngram` looks
             drafts up in the text so far; `none` decodes plainly; else a folder or a hub id.
-        draft_block_size: Tokens to draft in one pass; the drafter's own number if None.
+        draft_block_size: Tokens to draft in each pass; None: as many as pay.
+        drafting: How much is drafted if `draft_block_size` is None.
         dtype: What the target computes in; None chooses what is fast here.
         revision: Branch, tag or commit of the target's hub id.
 
@@ -98,7 +107,7 @@ def load(
     draft_name = _draft_name(draft, is_demo=is_demo)
     folder = _draft_folder(draft_name)  # a name that leads nowhere is known before the target loads
     bare = Model(load_target(path, dtype=dtype), None, name, "none", "none", is_demo)
-    return _attach(bare, draft_name, folder, draft_block_size)
+    return _attach(bare, draft_name, folder, draft_block_size, drafting)
 
 
 def demo_pictures() -> tuple[Path, ...]:
@@ -107,7 +116,11 @@ def demo_pictures() -> tuple[Path, ...]:
 
 
 def with_drafter(
-    model: Model, draft: str | Path = "auto", *, draft_block_size: int | None = None
+    model: Model,
+    draft: str | Path = "auto",
+    *,
+    draft_block_size: int | None = None,
+    drafting: Drafting = "tree",
 ) -> Model:
     """Return the same target with another drafter.
 
@@ -115,13 +128,14 @@ def with_drafter(
         model: From `load`; it stays as it is.
         draft: As for `load`.
         draft_block_size: As for `load`.
+        drafting: As for `load`.
 
     Raises:
         OSError: A folder or file is missing.
         ValueError: The drafter is damaged or was trained for another target.
     """
     name = _draft_name(draft, is_demo=model.is_demo)
-    return _attach(model, name, _draft_folder(name), draft_block_size)
+    return _attach(model, name, _draft_folder(name), draft_block_size, drafting)
 
 
 def _draft_name(draft: str | Path, *, is_demo: bool) -> str:
@@ -136,22 +150,31 @@ def _draft_folder(name: str) -> Path | None:
     return _demo("drafter") if name == "demo" else resolve_path(name)
 
 
-def _attach(model: Model, name: str, folder: Path | None, block_size: int | None) -> Model:
+def _attach(
+    model: Model, name: str, folder: Path | None, block_size: int | None, drafting: Drafting
+) -> Model:
+    plain = untapped(model.loaded)
+    drafter: Drafter[Any] | None = None
+    kind = name if folder is None else ""
     if folder is not None:
-        plain = untapped(model.loaded)
-        drafter = load_drafter(
+        trained = load_drafter(
             folder, plain.target, block_size, facts_of(plain), plain.target.best_tokens
         )
-        return replace(
-            model,
-            loaded=read_by(drafter, plain),
-            drafter=drafter,
-            draft_name=name,
-            draft_kind=kind_of(drafter.model),
-        )
-    kind, lookup = ("ngram", NgramDrafter(block_size)) if name == "ngram" else ("none", None)
-    loaded = untapped(model.loaded)
-    return replace(model, loaded=loaded, drafter=lookup, draft_name=name, draft_kind=kind)
+        drafter, kind = trained, kind_of(trained.model)
+    elif name == "ngram":
+        drafter = NgramDrafter(block_size)
+    loaded = read_by(drafter, plain)
+    if block_size is None and drafting != "fixed" and drafter is not None:
+        drafter = _paced(loaded, None if name == "ngram" else drafter, trees=drafting == "tree")
+    return replace(model, loaded=loaded, drafter=drafter, draft_name=name, draft_kind=kind)
+
+
+def _paced(loaded: LoadedTarget, drafter: Drafter[Any] | None, *, trees: bool) -> AdaptiveDrafter:
+    """Return a drafter that drafts as much as pays on this machine."""
+    target = loaded.target
+    calibrator = Calibrator(target, lambda rows: scratch_cache(target, rows), target.model, drafter)
+    trees = trees and target.supports_tree
+    return paced(drafter, calibrator.costs, lookup=NgramDrafter(), trees=trees)
 
 
 def read_by(drafter: Drafter[Any] | None, loaded: LoadedTarget) -> LoadedTarget:
@@ -164,7 +187,7 @@ def read_by(drafter: Drafter[Any] | None, loaded: LoadedTarget) -> LoadedTarget:
     Raises:
         ValueError: If the target lacks the layers that the drafter reads.
     """
-    plain = untapped(loaded)
+    plain, drafter = untapped(loaded), unpaced(drafter)
     if not isinstance(drafter, StepwiseDrafter):
         return plain
     model = drafter.model

@@ -11,12 +11,14 @@ Shapes:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
 
 import mlx.core as mx
+
+KEYS_AT_A_TIME = 64
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,13 @@ def draw(probs: mx.array, key: mx.array) -> mx.array:
         [...] int32.
     """
     return mx.random.categorical(mx.log(probs), axis=-1, key=key).astype(mx.int32)
+
+
+def keys_from(key: mx.array) -> Iterator[mx.array]:
+    """Yield keys without end, split many at a time: one by one they slow plain decoding down."""
+    while True:
+        key, *others = mx.random.split(key, KEYS_AT_A_TIME)
+        yield from others
 
 
 def make_sampler(

@@ -11,9 +11,11 @@ Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import heapq
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count
 
 import mlx.core as mx
 import numpy as np
@@ -150,6 +152,7 @@ class DraftTree:
             read. None: the drafts are deterministic (their q is a point mass).
         lookahead: A hint that the drafter's next tree will be the root alone as well, whatever
             this round brings, so that the next pass may start before the host knows its token.
+        parked: Whether this is the root alone because drafting does not pay at present.
 
     Raises:
         ValueError: If the number of tokens or of laws is not N.
@@ -159,6 +162,7 @@ class DraftTree:
     tokens: mx.array
     probs: mx.array | None = None
     lookahead: bool = False
+    parked: bool = False
 
     def __post_init__(self) -> None:
         """Check shapes; no array is evaluated."""
@@ -184,4 +188,59 @@ class DraftTree:
             return self
         probs = None if self.probs is None else self.probs[:num_rows]
         topology = self.topology.head(num_rows)
-        return DraftTree(topology, self.tokens[:num_rows], probs, self.lookahead)
+        return DraftTree(topology, self.tokens[:num_rows], probs, self.lookahead, self.parked)
+
+
+@dataclass(frozen=True)
+class Node:
+    """A draft that a tree might hold.
+
+    Attributes:
+        parent: Its parent's row.
+        path: Tokens from the first draft down to this one.
+        prob: Product of the probabilities along the path.
+        kind: As `best_first` was told.
+    """
+
+    parent: int
+    path: tuple[int, ...]
+    prob: float
+    kind: Hashable
+
+
+def best_first(
+    expand: Callable[[tuple[int, ...]], Iterable[tuple[int, float, Hashable]]], limit: int
+) -> tuple[Node, ...]:
+    """Return the most likely drafts, most likely first: rows 1, 2, ... of a tree.
+
+    A draft is never likelier than its parent, so parents come first, and the leading m rows are the
+    tree of m drafts of which most are expected to be accepted.
+
+    Example:
+        With slots that say a (0.6) or b (0.4), then c (0.9) or d (0.1), whatever came before, the
+        four best are a (0.6), ac (0.54), b (0.4) and bc (0.36).
+
+    Args:
+        expand: A path -> token, probability that it is accepted if the path is, and kind of each
+            draft that may follow; tokens differ.
+        limit: Most drafts.
+
+    Source:
+        Best-first expansion as in Li et al. 2024, EAGLE-2, section 4; the sum of log q orders
+        drafts as their product does.
+    """
+    nodes: list[Node] = []
+    found: list[tuple[float, int, Node]] = []
+    order = count()  # among equals, the one found first
+
+    def open_(row: int, path: tuple[int, ...], prob: float) -> None:
+        for token, share, kind in expand(path):
+            node = Node(row, (*path, token), prob * min(share, 1.0), kind)
+            heapq.heappush(found, (-node.prob, next(order), node))
+
+    open_(0, (), 1.0)
+    while found and len(nodes) < limit:
+        node = heapq.heappop(found)[2]
+        nodes.append(node)
+        open_(len(nodes), node.path, node.prob)
+    return tuple(nodes)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageOps
 
 from flash_mlx.draft import FlashDrafter
+from flash_mlx.draft.adaptive import unpaced
 from flash_mlx.draft.model import pool_weights
 from flash_mlx.files import read_json
 from flash_mlx.images import ImageSource, load_image
@@ -53,7 +54,8 @@ def latent_weights(
         ValueError: The drafter has no latents, the model's image rows are no grid, or the prompt
             cannot be made.
     """
-    if not isinstance(model.drafter, FlashDrafter):
+    drafter = unpaced(model.drafter)
+    if not isinstance(drafter, FlashDrafter):
         raise ValueError(
             f"Latents are read by a trained drafter; {model.draft_name} has none. Name one with "
             "--draft-model."
@@ -61,7 +63,7 @@ def latent_weights(
     question = make_prompt(model.loaded, prompt, images, system=system)
     hidden = model.target.prefill(question, model.target.make_cache()).hidden
     grids = [_grid(question, number) for number in range(len(images))]
-    weights = [pool_weights(model.drafter.model.A, hidden[a:b]) for a, b in question.image_spans]
+    weights = [pool_weights(drafter.model.A, hidden[a:b]) for a, b in question.image_spans]
     mx.eval(weights)
     return [np.array(w).reshape(-1, *grid) for w, grid in zip(weights, grids, strict=True)]
 

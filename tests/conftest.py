@@ -4,6 +4,7 @@ import flash_mlx  # noqa: F401  binds the BLAS, which works only before mlx.core
 
 # isort: split
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from flash_mlx.targets import LoadedTarget, load_target
 from tiny import build_llava, build_qwen
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
+# Costs that tests measure, on a machine that does other things too, are for tests alone.
+MEASURED = tempfile.TemporaryDirectory(prefix="flash-mlx-costs-")
+os.environ["FLASH_MLX_CACHE"] = MEASURED.name
 
 
 @pytest.fixture(scope="session")

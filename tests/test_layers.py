@@ -17,7 +17,7 @@ LAYERS = (
     {"blas", "buffer", "hub", "few_rows", "files", "images", "prompt", "timing", "tree"},
     {"kernels"},
     {"cache", "penalties", "sampling", "video"},
-    {"accept"},
+    {"accept", "guard"},
     {"decode", "cost"},
     {"around"},
     {"stats", "draft", "processed", "targets"},

@@ -14,7 +14,9 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
+from typing import TextIO
 
 import click
 
@@ -78,6 +80,7 @@ def run(arguments: Sequence[str]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that cannot show a character
             stream.reconfigure(errors="replace")
+    warnings.showwarning = _warn
     try:
         code = group.main(list(arguments), prog_name="flash-mlx", standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
@@ -90,6 +93,18 @@ def run(arguments: Sequence[str]) -> int:
         text = f"{type(error).__name__}: {error} (unexpected; FLASH_MLX_DEBUG=1 shows where)"
         return _fail(error, text, 1)
     return code if isinstance(code, int) else 0
+
+
+def _warn(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,  # noqa: ARG001
+    lineno: int,  # noqa: ARG001
+    file: TextIO | None = None,  # noqa: ARG001
+    line: str | None = None,  # noqa: ARG001
+) -> None:
+    """Print a warning as errors are printed, in one line."""
+    click.echo(f"flash-mlx: {category.__name__}: {' '.join(str(message).split())}", err=True)
 
 
 def _fail(error: Exception, text: str, code: int) -> int:

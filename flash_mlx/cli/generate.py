@@ -34,7 +34,7 @@ def model_options(command: Command) -> Command:
             type=int,
             metavar="K",
             callback=at_least(1),
-            help="Tokens drafted in one pass; default: the drafter's own.",
+            help="Tokens drafted in each pass; default: as many as pay.",
         ),
         click.option(
             "--draft-model",
@@ -164,6 +164,7 @@ def command(
     text = _read_prompt(prompt, has_image=bool(image or video))
     if show_latents is not None and not (image or video):
         raise click.UsageError("--show-latents draws on a picture; give --image.")
+    from flash_mlx.draft import AdaptiveDrafter
     from flash_mlx.generate import join, load, stream_generate
 
     images = load_pictures(image, video, fps=fps, max_frames=max_frames)  # before the model
@@ -183,6 +184,9 @@ def command(
             click.echo(json.dumps(as_json_object(loaded, answer, interrupted=interrupted)))
         elif verbose:
             click.echo(statistics(answer), err=True)
+            if answer.stats.rounds and isinstance(loaded.drafter, AdaptiveDrafter):
+                reason = loaded.drafter.explain(answer.prompt_tokens, answer.stats.outcomes)
+                click.echo(reason, err=True)
     return INTERRUPTED if interrupted else 0
 
 

@@ -20,13 +20,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
-import mlx.nn as nn
 
+from flash_mlx.draft.choice import Candidates, score_of
 from flash_mlx.draft.corrections import swiglu
 from flash_mlx.draft.in_turn import InTurn
 from flash_mlx.draft.model import FlashModel
 from flash_mlx.draft.reading import PartPool, pieces, pool_piece
-from flash_mlx.few_rows import lay_out_for_few_rows
+from flash_mlx.few_rows import join_layers
 from flash_mlx.kernels.slot_attention import slot_attention, turn_and_write
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
@@ -93,9 +93,9 @@ class FlashDrafter:
         self._topology = Topology.chain(block_size)
         self._slots = block.slot_embeddings[:block_size]
         self._gate = model.residual_gate[:block_size, None]
-        self._fusion = _join(model.fc_gate, model.fc_up)
-        self._qkv = _join(block.q_proj, block.k_proj, block.v_proj)
-        self._gate_up = _join(block.gate_proj, block.up_proj)
+        self._fusion = join_layers(model.fc_gate, model.fc_up)
+        self._qkv = join_layers(block.q_proj, block.k_proj, block.v_proj)
+        self._gate_up = join_layers(block.gate_proj, block.up_proj)
         corrected = max(config.markov_rank, config.hydra_size, config.recurrent_size) > 0
         self._in_turn = InTurn(model, embed, lm_head, block_size) if corrected else None
         joined = (self._fusion, self._qkv, self._gate_up)
@@ -169,29 +169,91 @@ class FlashDrafter:
         hidden = hidden.astype(self._slots.dtype)
         return self._read(self._fuse(tokens, hidden), hidden[-1:], state)
 
-    def draft(self, root: int, state: FlashState, sampler: Sampler, key: mx.array) -> DraftTree:
-        """Return a chain of `block_size` drafts; nothing is evaluated.
+    def draft(
+        self,
+        root: int,
+        state: FlashState,
+        sampler: Sampler,
+        key: mx.array,
+        topology: Topology | None = None,
+    ) -> DraftTree:
+        """Return drafts in one pass; nothing is evaluated.
 
         Args:
             root: The token that the drafts follow.
             state: What `prefill` or `extend` returned when they read `root`.
             sampler: Greedy: drafts are the most likely tokens. Else each slot is drawn from its
-                processed law, which the tree then holds.
+                processed law, siblings without replacement, and the tree holds the laws.
             key: PRNG key; not used if greedy.
+            topology: Shape of the tree, at most `block_size` deep; None: a chain of that length.
+                All rows of a depth share a slot, which knows the eldest drafts before it.
+
+        Raises:
+            ValueError: If the tree is too deep.
         """
-        pick = _pick(sampler, (self.block_size, self.model.config.vocab_size), key)
-        if self._in_turn is None and sampler.greedy and self._best_tokens is not None:
-            tokens = self._best_tokens(state.slots, 1)[0][:, 0]
-        elif self._in_turn is None:
-            logits = self._lm_head(state.slots)
-            tokens = pick(0, logits)
+        topology = self._topology if topology is None else topology
+        depth = max(topology.depth)
+        if depth > self.block_size:
+            raise ValueError(
+                f"A tree of this drafter must be at most {self.block_size} tokens deep; "
+                f"got {depth}."
+            )
+        if depth == 0:
+            return DraftTree(topology, mx.array([root], mx.int32))
+        score = score_of(sampler, (depth, self.model.config.vocab_size), key)
+        if sampler.greedy and topology.is_chain and self._in_turn is None:
+            best = self.candidates(state, depth, 1)
+            tokens = mx.where(mx.isnan(best.logprobs), -1, best.tokens.astype(mx.int32))[:, 0]
         else:
-            tokens, logits = self._in_turn(state.slots, pick)
+            tokens, logits = self._choose(state.slots[:depth], score)
+        if not topology.is_chain:
+            width = max(map(len, topology.children))
+            ranked = mx.argsort(-score(0, logits), axis=-1)[:, :width]
+            level, rank = mx.array(topology.depth[1:]) - 1, mx.array(topology.ranks[1:])
+            tokens = ranked[level, rank]
         tokens = mx.concatenate([mx.array([root], mx.int32), tokens.astype(mx.int32)])
         if sampler.greedy:
-            return DraftTree(self._topology, tokens)
-        laws = sampler.probs(logits)  # the last draft has no children, so its row is not read
-        return DraftTree(self._topology, tokens, mx.concatenate([laws, mx.zeros_like(laws[:1])]))
+            return DraftTree(topology, tokens)
+        laws = sampler.probs(logits)  # the deepest drafts have no children: their row is not read
+        laws = mx.concatenate([laws, mx.zeros_like(laws[:1])])
+        return DraftTree(topology, tokens, laws[mx.array(topology.depth)])
+
+    def candidates(self, state: FlashState, depth: int, width: int) -> Candidates:
+        """Return the likeliest tokens of the first `depth` slots; nothing is evaluated.
+
+        Args:
+            state: What `prefill` or `extend` returned.
+            depth: n, 1 to `block_size`.
+            width: W, tokens a slot.
+        """
+        slots = state.slots[:depth]
+        if self._in_turn is None and self._best_tokens is not None:
+            return Candidates(*self._best_tokens(slots, width), in_turn=False)
+        _, logits = self._choose(slots, lambda _, logits: logits)
+        logits = logits.astype(mx.float32)
+        tokens = mx.argpartition(-logits, width - 1, axis=-1)[:, :width]
+        chosen = mx.take_along_axis(logits, tokens, axis=-1)
+        logprobs = chosen - mx.logsumexp(logits, axis=-1, keepdims=True)
+        return Candidates(tokens, logprobs, self._in_turn is not None)
+
+    def _choose(
+        self, slots: mx.array, score: Callable[[int, mx.array], mx.array]
+    ) -> tuple[mx.array, mx.array]:
+        """Return the tokens [n] of the best score, -1 where logits are not numbers; logits [n, V].
+
+        Args:
+            slots: [n, D] the LM head's inputs.
+            score: See `score_of`.
+        """
+        if self._in_turn is None:
+            logits = self._lm_head(slots)
+            tokens = mx.argmax(score(0, logits), axis=-1)
+        else:
+            tokens, logits = self._in_turn(
+                slots, lambda slot, logits: mx.argmax(score(slot, logits), axis=-1)
+            )
+        broken = mx.isnan(logits).any(axis=-1)
+        return mx.where(broken, -1, tokens.astype(mx.int32)), logits
 
     def _fuse(self, followers: tuple[int, ...], hidden: mx.array) -> mx.array:
         """Return z, [A, D], of rows with these hidden states and following tokens."""
@@ -255,36 +317,3 @@ class FlashDrafter:
                 f"The drafter needs the target's hidden states of shape {expected}, one row for "
                 f"each row read and at least one; got {hidden.shape}."
             )
-
-
-def _join(*layers: nn.Linear) -> nn.Linear:
-    """Return linear layers that read the same rows as one, its outputs side by side."""
-    joined = nn.Linear(1, 1, bias="bias" in layers[0])
-    joined.weight = mx.concatenate([layer.weight for layer in layers])
-    if "bias" in joined:
-        joined.bias = mx.concatenate([layer.bias for layer in layers])
-    lay_out_for_few_rows(joined)
-    return joined
-
-
-def _pick(
-    sampler: Sampler, shape: tuple[int, int], key: mx.array
-) -> Callable[[int, mx.array], mx.array]:
-    """Return how tokens are chosen: rows of logits, of slots from the given one on, to tokens.
-
-    Args:
-        sampler: Greedy takes the largest logit; else tokens are drawn from its law.
-        shape: k and V.
-        key: PRNG key.
-    """
-    if sampler.greedy:
-        return lambda _, logits: mx.argmax(logits, axis=-1)
-    # Of racers with speeds q(x), x arrives first with probability q(x).
-    times = -mx.log(mx.random.uniform(shape=shape, key=key))
-    if sampler != Sampler(sampler.temperature):
-        return lambda slot, logits: mx.argmax(
-            sampler.probs(logits) / times[slot : slot + len(logits)], axis=-1
-        )
-    # Only divided by a temperature, the law is not needed for the race: its logarithm will do.
-    head_start = -mx.log(times) * sampler.temperature
-    return lambda slot, logits: mx.argmax(logits + head_start[slot : slot + len(logits)], axis=-1)

@@ -40,7 +40,7 @@ class InTurn:
     ) -> None:
         """Take the weights apart by what they read."""
         config = model.config
-        self._model, self._lm_head, self._block_size = model, lm_head, block_size
+        self._model, self._lm_head = model, lm_head
         self._by_hydra = config.hydra_size > 0 and block_size > 1
         self._by_recurrence = config.recurrent_size > 0 and block_size > 1
         self._up: list[mx.array] = []
@@ -60,20 +60,20 @@ class InTurn:
     def __call__(
         self, slots: mx.array, choose: Callable[[int, mx.array], mx.array]
     ) -> tuple[mx.array, mx.array]:
-        """Return the tokens, [k], and the logits, [k, V], they were chosen from.
+        """Return the tokens, [n], and the logits, [n, V], they were chosen from.
 
         Args:
-            slots: [k, D] the LM head's inputs, not corrected.
+            slots: [n, D] the LM head's inputs of slots 0 to n - 1, not corrected; n is at most k.
             choose: Takes a slot's number and its logits [1, V] to its token [1].
         """
         by_markov, corrected = self._model.config.markov_rank > 0, len(self._up) > 0
         apart = corrected and not self._folded  # each slot needs the LM head for itself
         plain = slots if apart else self._lm_head(slots)
-        own = self._own(slots[1:]) if corrected else None
+        own = self._own(slots[1:]) if corrected and len(slots) > 1 else None
         tokens: list[mx.array] = []
         rows: list[mx.array] = []
         state: mx.array | None = None
-        for slot in range(self._block_size):
+        for slot in range(len(slots)):
             row = plain[slot : slot + 1]
             if own is not None and slot:
                 heard = self._hear(tokens[-1]).astype(slots.dtype)
@@ -88,9 +88,9 @@ class InTurn:
         return mx.concatenate(tokens), mx.concatenate(rows)
 
     def _own(self, slots: mx.array) -> mx.array:
-        """Return the share of slots 1 to k - 1, [k - 1, D], in their corrections: [k - 1, 1, .]."""
+        """Return the share of slots 1 to n - 1, [n - 1, D], in their corrections: [n - 1, 1, .]."""
         if self._by_hydra:
-            return slots[:, None] @ self._of_slot
+            return slots[:, None] @ self._of_slot[: len(slots)]
         return self._model.recurrence.own(slots)[:, None]
 
     def _step(

@@ -108,16 +108,27 @@ class Text:
         """Return a text of its own with the first `length` tokens."""
         return Text(self._rule, self._tokens[:length])
 
-    def continuation(self, limit: int) -> tuple[int, ...]:
-        """Return what followed the longest n-gram at the end, at most `limit` tokens of it."""
+    def match(self) -> tuple[int, int] | None:
+        """Return n of the longest n-gram at the end that occurred before, and what place followed.
+
+        None if there is no such n-gram.
+        """
         for n in reversed(self._lengths()):
             place = self._places.get(tuple(self._tokens[-n:]))
             if place is not None:
-                if self._rule.drafts_per_match is not None:
-                    limit = min(limit, n * self._rule.drafts_per_match)
-                following = self._tokens[place : place + limit]
-                return tuple(takewhile(lambda token: token != BREAK, following))
-        return ()
+                return n, place
+        return None
+
+    def continuation(self, limit: int) -> tuple[int, ...]:
+        """Return what followed the longest n-gram at the end, at most `limit` tokens of it."""
+        match = self.match()
+        if match is None:
+            return ()
+        n, place = match
+        if self._rule.drafts_per_match is not None:
+            limit = min(limit, n * self._rule.drafts_per_match)
+        following = self._tokens[place : place + limit]
+        return tuple(takewhile(lambda token: token != BREAK, following))
 
     def _lengths(self) -> range:
         """The n of the n-grams at the end of the text."""
@@ -133,12 +144,14 @@ class NgramState:
         length: Tokens of this state's text, the root included; an image counts as one.
         drafts: What may follow the root, one after the other.
         misses: Rounds in a row without a match, this one included.
+        matched: Tokens that matched; 0 if none did.
     """
 
     text: Text
     length: int
     drafts: tuple[int, ...]
     misses: int
+    matched: int = 0
 
     def own_text(self) -> Text:
         """Return the text to append to: the shared one, unless it went on differently since."""
@@ -242,5 +255,6 @@ class NgramDrafter:
 
     def _state(self, text: Text, misses: int = 0) -> NgramState:
         """Look drafts up; `misses` counts the rounds before."""
-        drafts = text.continuation(self.num_drafts)
-        return NgramState(text, len(text), drafts, 0 if drafts else misses + 1)
+        drafts, match = text.continuation(self.num_drafts), text.match()
+        matched = 0 if match is None else match[0]
+        return NgramState(text, len(text), drafts, 0 if drafts else misses + 1, matched)

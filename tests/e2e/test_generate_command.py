@@ -64,7 +64,7 @@ def test_the_same_text_with_and_without_a_drafter(
     words = ("generate", "--model", tiny_llava, "--image", picture, "--prompt", "What is this?",
              "--max-tokens", 24, "--temperature", 0)  # fmt: skip
     plain_code, plain, plain_err = command(*words, "--draft-model", "none")
-    code, text, err = command(*words, "--draft-model", drafter)
+    code, text, err = command(*words, "--draft-model", drafter, "--draft-block-size", 3)
     assert (plain_code, code) == (0, 0), plain_err + err
     assert text == plain
     assert len(text) > 10

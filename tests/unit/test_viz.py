@@ -13,6 +13,7 @@ from PIL import Image
 from commands import make_drafter
 from flash_mlx.cli import run
 from flash_mlx.cli.show import coloured
+from flash_mlx.draft.adaptive import unpaced
 from flash_mlx.generate import Model, generate, load, stream_generate
 from flash_mlx.processing import Detokenizer, make_prompt
 from flash_mlx.viz import GAP, TILE, attention, draw_latents, latent_weights
@@ -31,7 +32,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_weights_are_the_softmax_over_the_rows_of_an_image(model: Model) -> None:
     prompt = make_prompt(model.loaded, "What?", PICTURES, "Be brief.")
     hidden = model.target.prefill(prompt, model.target.make_cache()).hidden
-    queries = np.array(model.drafter.model.A, dtype=np.float64)
+    queries = np.array(unpaced(model.drafter).model.A, dtype=np.float64)
     found = latent_weights(model, PICTURES, "What?", "Be brief.")
     for weights, (start, stop) in zip(found, prompt.image_spans, strict=True):
         scores = queries @ np.array(hidden[start:stop], dtype=np.float64).T

@@ -1,0 +1,277 @@
+"""What a round costs, and whether drafting pays: arithmetic on the host, no arrays.
+
+Everything is counted in *plain tokens*: the time that plain decoding takes for one. A round that
+drafts to depth K and verifies m rows costs `draft(K) + round(m)` and brings one token and those
+accepted. `Pace` chooses K so that tokens per time are most, and parks drafting where that is less
+than one token in the time of one.
+
+Decisions follow measured costs, which are stored (`flash_mlx.draft.calibrate`), and what became of
+earlier drafts of the same text; never a clock, and never how likely a drawn token was. So a text
+depends on its seed, its settings and the stored costs alone, and its law is the target's.
+
+Source: renewal-reward argument for tokens per second; acceptance per slot as in Leviathan et al.
+2023, section 3.2, with a rate of its own for each slot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+
+Curve = tuple[tuple[int, float], ...]
+
+PRIOR = 0.7  # of a draft's acceptance, before any was seen
+PRIOR_TRIALS = 1.0  # what that belief weighs
+MEMORY = 0.95  # of a round's evidence, what is left a round later
+PRIOR_GAIN = 1.3  # tokens per plain token of drafting, before any was done
+FIRST_DEPTH = 4  # of a text's first draft
+NO_LIMIT = 2**31
+RISK = 1.0  # plain tokens that a text may lose to drafting
+RISK_PER_TOKEN = 0.005  # and what each of its tokens adds
+FIRST_GAP, LONGEST_GAP = 8, 128  # rounds parked before drafting is tried again
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What plain decoding, rounds and drafts take here.
+
+    Attributes:
+        plain: Time of a token of plain decoding, with its passes queued ahead [s].
+        rounds: Rows of a tree -> time of a round without the drafting of it [s]; ascending.
+        drafts: Depth -> time to draft that many tokens ahead [s]; empty if it costs nothing.
+
+    Raises:
+        ValueError: If a time is not above 0, or rows or depths do not ascend from 1 on.
+    """
+
+    plain: float
+    rounds: Curve
+    drafts: Curve = ()
+
+    def __post_init__(self) -> None:
+        """Check the curves, and let none fall: noise only adds, so fewer rows never cost more."""
+        if not self.rounds:
+            raise ValueError("Costs must hold the time of at least one round; there is none.")
+        for name in ("rounds", "drafts"):
+            curve = getattr(self, name)
+            counts, times = [count for count, _ in curve], [time for _, time in curve]
+            if counts != sorted(set(counts)) or any(count < 1 for count in counts):
+                raise ValueError(f"The counts of {name} must ascend from 1 on; got {counts}.")
+            least = list(accumulate(reversed(times), min))[::-1]
+            object.__setattr__(self, name, tuple(zip(counts, least, strict=True)))
+        for time in (self.plain, *(t for _, t in self.rounds + self.drafts)):
+            if not 0 < time < math.inf:
+                raise ValueError(f"A measured time must be above 0; got {time}.")
+
+    def round(self, rows: int) -> float:
+        """Return the cost of a round over a tree of `rows` rows [plain tokens]."""
+        return _between(self.rounds, rows) / self.plain
+
+    def draft(self, depth: int) -> float:
+        """Return the cost of drafting `depth` tokens ahead [plain tokens]."""
+        return _between(self.drafts, depth) / self.plain if depth and self.drafts else 0.0
+
+
+def _between(curve: Curve, count: int) -> float:
+    """Interpolate; beyond its ends a curve goes on as it began or ended."""
+    if len(curve) == 1:
+        return curve[0][1]
+    place = next((i for i, (c, _) in enumerate(curve) if c >= count), len(curve) - 1)
+    (low, before), (high, after) = curve[max(0, place - 1)], curve[max(1, place)]
+    return before + (after - before) * (count - low) / (high - low)
+
+
+def explain(costs: Costs, outcomes: Mapping[tuple[int, int], int]) -> str:
+    """Return in a line how much was drafted, and why.
+
+    Args:
+        costs: That decided it.
+        outcomes: (drafted, accepted) of a round -> number of such rounds.
+    """
+    rounds, plain = sum(outcomes.values()), sum(n for (d, _), n in outcomes.items() if not d)
+    rows = [m for m, _ in costs.rounds if m > 1][-4:]
+    known = f"a pass over {', '.join(map(str, rows))} rows takes "
+    known += ", ".join(f"{costs.round(m):.2f}" for m in rows)
+    if costs.drafts:
+        first, last = costs.drafts[0][0], costs.drafts[-1][0]
+        known += f", drafting {first} to {last} tokens {costs.draft(first):.2f}"
+        known += f" to {costs.draft(last):.2f}"
+    known += " times a plain token here"
+    if plain == rounds:
+        return f"Drafting: none in {rounds} passes, as it does not pay: {known}"
+    drafted = {key: n for key, n in outcomes.items() if key[0]}
+    deepest = costs.drafts[-1][0] if costs.drafts else 0
+    spent = sum(
+        n * (costs.round(1 + d) + costs.draft(min(d, deepest))) for (d, _), n in drafted.items()
+    )
+    gain = sum(n * (1 + a) for (_, a), n in drafted.items()) / spent
+    mean = sum(n * d for (d, _), n in drafted.items()) / (rounds - plain)
+    return (
+        f"Drafting: {mean:.1f} drafts in a pass, none in {plain} of {rounds} passes; where there "
+        f"were, {gain:.2f} tokens in the time of one: {known}"
+    )
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How often drafts of one kind were accepted, and how often that was expected.
+
+    Sums over past drafts whose parents were accepted, each weighed by `MEMORY` a round.
+
+    Attributes:
+        trials: Their number.
+        hits: Those accepted.
+        expected: Sum of the probabilities that were forecast.
+    """
+
+    trials: float = 0.0
+    hits: float = 0.0
+    expected: float = 0.0
+
+    @property
+    def accepted(self) -> float:
+        """Share accepted, between the prior and what was seen."""
+        return (self.hits + PRIOR * PRIOR_TRIALS) / (self.trials + PRIOR_TRIALS)
+
+    def correct(self, forecast: float) -> float:
+        """Return a forecast shifted by how far off earlier ones were, in log-odds."""
+        expected = (self.expected + PRIOR * PRIOR_TRIALS) / (self.trials + PRIOR_TRIALS)
+        shifted = _logit(forecast) + _logit(self.accepted) - _logit(expected)
+        return 1 / (1 + math.exp(-shifted))
+
+    def after(self, outcomes: Sequence[tuple[float, bool]]) -> Rate:
+        """Return the rate a round later, with (forecast, accepted) of each draft it tried."""
+        return Rate(
+            MEMORY * self.trials + len(outcomes),
+            MEMORY * self.hits + sum(hit for _, hit in outcomes),
+            MEMORY * self.expected + sum(forecast for forecast, _ in outcomes),
+        )
+
+
+def _logit(share: float) -> float:
+    share = min(max(share, 1e-4), 1 - 1e-4)
+    return math.log(share / (1 - share))
+
+
+NO_RATE = Rate()
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What became of a text's drafts so far, and what to do next; a value, never changed.
+
+    Attributes:
+        costs: Of rounds and drafts here.
+        rates: Kind of draft -> its acceptance. ("draft", i) is the first choice for slot i.
+        tokens: Emitted since the prompt was read.
+        spent: What that cost [plain tokens].
+        gained: Tokens of rounds that drafted, weighed by `MEMORY` for each round since.
+        paid: What those rounds cost, weighed likewise.
+        depth: Deepest draft that the next round may try: few ahead, unless drafting pays well.
+        wait: Rounds still to park.
+        gap: Rounds that the next parking takes.
+    """
+
+    costs: Costs
+    rates: Mapping[Hashable, Rate] = field(default_factory=dict)
+    tokens: int = 0
+    spent: float = 0.0
+    gained: float = 2 * PRIOR_GAIN
+    paid: float = 2.0
+    depth: int = FIRST_DEPTH
+    wait: int = 0
+    gap: int = FIRST_GAP
+
+    @property
+    def gain(self) -> float:
+        """Tokens that drafting brings in the time of one plain token."""
+        return self.gained / self.paid
+
+    def rate(self, kind: Hashable) -> Rate:
+        """Return what is known of a kind of draft."""
+        return self.rates.get(kind, NO_RATE)
+
+    def reach(self, limit: int) -> int:
+        """Return how far ahead to draft: the depth of the chain with most tokens per time.
+
+        Args:
+            limit: As far as the drafter can.
+        """
+        best, best_value, hope, ahead = 0, self.value(0.0, 1, 0), 1.0, 0.0
+        for depth in range(1, min(limit, self.depth) + 1):
+            hope *= self.rate(("draft", depth - 1)).accepted
+            ahead += hope
+            value = self.value(ahead, 1 + depth, depth)
+            if value > best_value and self.affords(1 + depth, depth):
+                best, best_value = depth, value
+        return best
+
+    def value(self, drafts: float, rows: int, depth: int) -> float:
+        """Return what a round brings beyond the time it takes [plain tokens].
+
+        Time is worth what drafting brings in it, so a maximum of this is one of tokens per time.
+
+        Args:
+            drafts: Expected to be accepted.
+            rows: Of the tree.
+            depth: Drafted ahead for it.
+        """
+        return 1 + drafts - max(1.0, self.gain) * (self.costs.round(rows) + self.costs.draft(depth))
+
+    def affords(self, rows: int, depth: int) -> bool:
+        """Whether such a round, if nothing of it is accepted, keeps the text's loss in bounds."""
+        loss = self.spent - self.tokens + self.costs.round(rows) + self.costs.draft(depth) - 1
+        return loss <= RISK + RISK_PER_TOKEN * (self.tokens + 1)
+
+    def settled(self) -> Pace:
+        """Return the pace parked until the smallest draft is affordable; itself, if it is."""
+        if self.wait or self.affords(2, 1):
+            return self
+        loss = self.spent - self.tokens + self.costs.round(2) + self.costs.draft(1) - 1
+        missing = (loss - RISK) / RISK_PER_TOKEN - self.tokens - 1
+        return replace(self, wait=max(1, math.ceil(missing)))
+
+    def parked(self, num_tokens: int) -> Pace:
+        """Return the pace after a round of plain decoding; reading ahead makes it cost 1."""
+        return replace(
+            self,
+            tokens=self.tokens + num_tokens,
+            spent=self.spent + num_tokens,
+            wait=max(0, self.wait - 1),
+        ).settled()
+
+    def after(
+        self,
+        num_tokens: int,
+        rows: int,
+        depth: int,
+        outcomes: Mapping[Hashable, Sequence[tuple[float, bool]]],
+    ) -> Pace:
+        """Return the pace after a round that was not parked.
+
+        Args:
+            num_tokens: That it brought.
+            rows: Of its tree.
+            depth: Drafted ahead for it.
+            outcomes: Kind -> (forecast, accepted) of each draft whose parent was accepted.
+        """
+        cost = self.costs.round(rows) + self.costs.draft(depth)
+        kinds = self.rates.keys() | outcomes.keys()
+        after = replace(
+            self,
+            rates={kind: self.rate(kind).after(outcomes.get(kind, ())) for kind in kinds},
+            tokens=self.tokens + num_tokens,
+            spent=self.spent + cost,
+            gained=MEMORY * self.gained + num_tokens,
+            paid=MEMORY * self.paid + cost,
+            depth=2 * num_tokens,
+        )
+        if after.gain >= PRIOR_GAIN:
+            after = replace(after, depth=NO_LIMIT)
+        if num_tokens > cost and self.gain < 1:  # a try after a pause that paid
+            after = replace(after, gained=2 * PRIOR_GAIN, paid=2.0, gap=FIRST_GAP)
+        elif after.gain < 1:
+            after = replace(after, wait=self.gap, gap=min(2 * self.gap, LONGEST_GAP))
+        return after.settled()

@@ -1,0 +1,251 @@
+"""Measuring what rounds and drafts cost here, once, and remembering it.
+
+Measured is the loop itself: rounds of `decode` on a cache of zeros, with junk drafts. That takes a
+fraction of a second. What was found is stored, one small file for each machine, model, precision
+and range of context lengths, and whoever stored it first is believed: two processes that measure
+at once then go on alike, and a sampled text is the same the next time.
+
+Shapes:
+    V: vocabulary.    D: hidden size.    m: rows of a tree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from flash_mlx.cost import Costs
+from flash_mlx.decode import ROOT_ALONE, Cache, Drafter, NoDrafter, Output, Take, Target, decode
+from flash_mlx.draft.adaptive import WIDTH
+from flash_mlx.draft.drafter import FlashDrafter
+from flash_mlx.draft.stored import machine, read_costs, store_costs
+from flash_mlx.prompt import Prompt
+from flash_mlx.sampling import Sampler
+from flash_mlx.tree import DraftTree, Topology
+
+ROWS = (1, 2, 3, 4, 6, 8, 12, 16)
+MORE_ROWS = (24, 32)  # where 16 rows cost less than twice one
+CONTEXTS = (256, 1024, 4096, 8192)  # rows in the cache
+BUDGET = 0.3  # for each of rounds and drafts, beyond the least that must be measured [s]
+LEAST_TURNS, MOST_TURNS = 3, 12  # the first is a warm-up
+LONGEST = 2.0  # for all of a curve, after which the machine must be busy with something else [s]
+NOISE = 1.5  # the second-best time of a point over its best; more is not worth remembering
+TOO_DEAR = 4  # times one row: more rows than those that cost this never pay
+PLAIN_TOKENS = 4
+GREEDY = Sampler()
+
+# For sampled texts where nothing can be stored: a guess, but the same guess each time.
+NOMINAL = Costs(1.0, ((1, 1.05), (16, 1.95)), ((1, 0.15), (8, 0.3)))
+
+
+@dataclass(frozen=True, eq=False)
+class Calibrator:
+    """Knows what rounds and drafts cost for one target and drafter.
+
+    Attributes:
+        target: Whose passes are measured.
+        scratch: Returns a cache of so many rows.
+        weights: The target's; their names, shapes and types are what its costs are stored under.
+        drafter: Whose drafts are measured; None if drafting costs nothing.
+    """
+
+    target: Target
+    scratch: Callable[[int], Cache]
+    weights: nn.Module
+    drafter: Drafter[Any] | None
+    _known: dict[tuple[int, bool], tuple[Costs, bool]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+
+    def costs(self, num_rows: int, *, greedy: bool) -> Costs:
+        """Return the costs with about so many rows in the cache, measured if they are not known.
+
+        Where the machine was too busy to measure well, greedy texts measure again the next time.
+        Sampled texts depend on how much is drafted, so theirs are stored once and for all, that the
+        same seed give the same text; where nothing can be stored they are `NOMINAL`.
+
+        Args:
+            num_rows: Of the prompt.
+            greedy: Whether the text is.
+        """
+        limit = self.target.max_context
+        fits = [c for c in CONTEXTS if limit is None or c + 2 * MORE_ROWS[-1] * MOST_TURNS <= limit]
+        context = max((c for c in fits if c <= num_rows), default=min(fits, default=16))
+        if (context, greedy) not in self._known:
+            key = {
+                **machine(),
+                "context": str(context),
+                "target": _shape_of(self.weights),
+                "drafter": _kind_of(self.drafter),
+                "text": "greedy" if greedy else "sampled",
+            }
+            found = read_costs(key)
+            if found is None:
+                costs, worth = (
+                    self._measure(context) if greedy else (self.costs(num_rows, greedy=True), True)
+                )
+                found = store_costs(costs, key) if worth else None
+            self._known[context, greedy] = (found or costs, found is not None)
+        costs, stored = self._known[context, greedy]
+        return costs if stored or greedy else NOMINAL
+
+    def _measure(self, context: int) -> tuple[Costs, bool]:
+        """Return the costs, and whether they are worth remembering."""
+        target = _Resumed(self.target, self.scratch(context))
+        rounds, steady = _fastest({rows: _round(target, rows) for rows in ROWS})
+        if rounds.get(ROWS[-1], math.inf) < 2 * rounds[1]:
+            more, still = _fastest({rows: _round(target, rows) for rows in MORE_ROWS})
+            rounds, steady = rounds | more, steady and still
+        plain, still = _fastest({PLAIN_TOKENS: _plain(target)})
+        steady = steady and still
+        drafts: dict[int, float] = {}
+        if self.drafter is not None:
+            drafts, still = _fastest(_drafts(self.drafter, self._hidden_size()))
+            steady = steady and still
+        # A pass that is queued ahead cannot take longer than one that is waited for.
+        each = min(plain[PLAIN_TOKENS] / PLAIN_TOKENS, *rounds.values())
+        return Costs(each, tuple(rounds.items()), tuple(drafts.items())), steady
+
+    def _hidden_size(self) -> int:
+        """Return the width of the rows that the drafter reads; some read several layers."""
+        tree = DraftTree(ROOT_ALONE, mx.zeros((1,), dtype=mx.int32))
+        return self.target.verify(tree, self.target.make_cache()).hidden.shape[1]
+
+
+def _fastest(runs: Mapping[int, Callable[[], float]]) -> tuple[dict[int, float], bool]:
+    """Take the runs in turns and return the least time of each [s]: noise only ever adds.
+
+    Args:
+        runs: By count, ascending; those after the first that is `TOO_DEAR` are left out.
+
+    Returns:
+        Count to time, of one count at least; and whether the times are steady.
+    """
+    times: dict[int, list[float]] = {}
+    start = time.perf_counter()
+    for turn in range(MOST_TURNS):
+        spent = time.perf_counter() - start
+        if turn > 1 and spent > (LONGEST if turn < LEAST_TURNS else BUDGET):
+            break
+        for count in list(runs if turn < 2 else times):
+            seconds = runs[count]()
+            if turn:
+                times.setdefault(count, []).append(seconds)
+            dear = turn == 1 and seconds > TOO_DEAR * min(map(min, times.values()))
+            if dear or time.perf_counter() - start > LONGEST:
+                break
+    best = {count: sorted(each) for count, each in times.items()}
+    steady = all(len(each) > 1 and each[1] <= NOISE * each[0] for each in best.values())
+    return {count: each[0] for count, each in best.items()}, steady
+
+
+def _drafts(drafter: Drafter[Any], hidden_size: int) -> dict[int, Callable[[], float]]:
+    """Return what times drafts, by depth; each reads one row and waits for its drafts.
+
+    A drafter that cannot be told how far to draft always drafts what it does.
+    """
+    rows = mx.zeros((CONTEXTS[0], hidden_size))
+    before = drafter.prefill(Prompt((0,) * len(rows)), rows, 0)
+    key = mx.random.key(0)
+
+    def seconds(depth: int) -> float:
+        start = time.perf_counter()
+        state = drafter.extend(rows[:1], (0,), before)
+        if isinstance(drafter, FlashDrafter):
+            found = drafter.candidates(state, depth, WIDTH)
+            mx.eval(found.tokens, found.logprobs)
+        else:
+            mx.eval(drafter.draft(0, state, GREEDY, key).tokens)
+        return time.perf_counter() - start
+
+    if isinstance(drafter, FlashDrafter):
+        return {depth: partial(seconds, depth) for depth in sorted({1, drafter.block_size})}
+    deepest = max(drafter.draft(0, before, GREEDY, key).topology.depth)
+    return {max(1, deepest): partial(seconds, deepest)}
+
+
+def _round(target: Target, rows: int) -> Callable[[], float]:
+    """Return what times a round over a chain of so many rows."""
+    return lambda: _rounds(target, _Junk(Topology.chain(rows - 1)), 0, 1)
+
+
+def _plain(target: Target) -> Callable[[], float]:
+    """Return what times plain decoding, once its passes are queued ahead."""
+    return lambda: _rounds(target, NoDrafter(), 1, PLAIN_TOKENS)
+
+
+def _rounds(target: Target, drafter: Drafter[Any], skip: int, count: int) -> float:
+    """Return the time of `count` rounds after the first `skip` [s]."""
+    rounds = decode(
+        target,
+        drafter,
+        Prompt((0,)),
+        sampler=GREEDY,
+        key=mx.random.key(0),
+        max_tokens=10_000,
+        stop_ids=(),
+    )
+    for _ in range(1 + skip):
+        next(rounds)
+    start = time.perf_counter()
+    for _ in range(count):
+        next(rounds)
+    return time.perf_counter() - start
+
+
+class _Junk(NoDrafter):
+    """Drafts the root's token over and over, in a chain."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+
+    def draft(self, root: int, state: None, sampler: Sampler, key: mx.array) -> DraftTree:  # noqa: ARG002
+        return DraftTree(self._topology, mx.full((len(self._topology),), root, dtype=mx.int32))
+
+
+class _Resumed:
+    """A target whose prompt has been read already, into a cache that all texts share."""
+
+    def __init__(self, target: Target, cache: Cache) -> None:
+        self._target, self._cache = target, cache
+        self.vocab_size, self.hidden_size = target.vocab_size, target.hidden_size
+        self.max_context = target.max_context
+
+    def make_cache(self) -> Cache:
+        return self._cache
+
+    def prefill(self, prompt: Prompt, cache: Cache, take: Take | None = None) -> Output:  # noqa: ARG002
+        return Output(mx.zeros((1, self.vocab_size)), mx.zeros((1, self.hidden_size)))
+
+    def verify(self, tree: DraftTree, cache: Cache) -> Output:
+        return self._target.verify(tree, cache)
+
+    def embed(self, tokens: mx.array) -> mx.array:
+        return self._target.embed(tokens)
+
+    def lm_head(self, hidden: mx.array) -> mx.array:
+        return self._target.lm_head(hidden)
+
+
+def _shape_of(module: nn.Module) -> str:
+    """Return a digest of what a pass costs: names, shapes and types of all weights."""
+    weights: Any = tree_flatten(module.parameters())
+    shapes = [(name, weight.shape, str(weight.dtype)) for name, weight in weights]
+    return hashlib.sha256(json.dumps(shapes).encode()).hexdigest()
+
+
+def _kind_of(drafter: Drafter[Any] | None) -> str:
+    """Return what tells a drafter from those that cost something else."""
+    if isinstance(drafter, FlashDrafter):
+        return f"{_shape_of(drafter.model)} {drafter.block_size} {WIDTH}"
+    return "none" if drafter is None else type(drafter).__qualname__

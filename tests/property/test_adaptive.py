@@ -1,0 +1,189 @@
+"""Drafting as much as pays changes nothing about the text, whatever rounds and drafts cost."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flash_mlx.cost import Costs
+from flash_mlx.decode import Drafter, Round, decode
+from flash_mlx.draft import AdaptiveDrafter, FlashDrafter, NgramDrafter
+from flash_mlx.prompt import Prompt
+from flash_mlx.sampling import Sampler
+from flash_mlx.tree import Topology
+from flash_reference import SMALL, random_model
+from identity import CorruptedOracle, ask, mlx_vlm_ids, run
+from law import assert_law
+from toy import KEY, OracleDrafter, ToyTarget, exact_law, generate, greedy_oracle
+
+# Free rounds draft all they can; dear ones park; in between, trees of many sizes come and go.
+CURVES = {
+    "free": Costs(1.0, ((1, 1.0), (12, 1.0)), ((1, 0.01), (3, 0.01))),
+    "middling": Costs(1.0, ((1, 1.05), (4, 1.3), (12, 2.6)), ((1, 0.1), (3, 0.2))),
+    "dear": Costs(1.0, ((1, 1.1), (2, 1.7), (12, 9.0)), ((1, 0.1), (3, 0.3))),
+    "hopeless": Costs(1.0, ((1, 1.0), (2, 5.0)), ((1, 3.0), (3, 4.0))),
+}
+CHANGES = {"independent": {}, "in turn": {"hydra_size": 5}, "recurrent": {"recurrent_size": 4}}
+
+
+def costs_of(curve: str) -> Callable[..., Costs]:
+    return lambda num_rows, *, greedy: CURVES[curve]
+
+
+@cache
+def target_of(seed: int, vocab_size: int = 11) -> ToyTarget:
+    return ToyTarget(vocab_size=vocab_size, seed=seed)
+
+
+@cache
+def flash(seed: int, changes: str, vocab_size: int = 11) -> FlashDrafter:
+    target = target_of(seed, vocab_size)
+    config = replace(SMALL, vocab_size=vocab_size, **CHANGES[changes])
+    return FlashDrafter(random_model(config, seed), target.embed, target.lm_head)
+
+
+def adaptive(
+    drafter: Drafter[Any] | None, curve: str, *, lookup: bool = True, trees: bool = True
+) -> AdaptiveDrafter:
+    ngram = NgramDrafter() if lookup else None
+    return AdaptiveDrafter(drafter, costs_of(curve), lookup=ngram, trees=trees)
+
+
+def rounds_of(target: ToyTarget, drafter: Drafter[Any], budget: int) -> list[Round]:
+    return list(
+        decode(
+            target,
+            drafter,
+            Prompt((1, 2, 3)),
+            sampler=Sampler(),
+            key=KEY,
+            max_tokens=budget,
+            stop_ids=(),
+        )
+    )
+
+
+@settings(max_examples=60, derandomize=True, deadline=None)
+@given(
+    seed=st.integers(0, 5),
+    changes=st.sampled_from(sorted(CHANGES)),
+    curve=st.sampled_from(sorted(CURVES)),
+    lookup=st.booleans(),
+    trees=st.booleans(),
+    with_model=st.booleans(),
+    prompt=st.lists(st.integers(0, 10), min_size=1, max_size=8),
+    budget=st.integers(1, 40),
+    stop_ids=st.sets(st.integers(0, 10), max_size=1),
+)
+def test_greedy_text_is_the_targets_own(
+    seed: int,
+    changes: str,
+    curve: str,
+    lookup: bool,
+    trees: bool,
+    with_model: bool,
+    prompt: list[int],
+    budget: int,
+    stop_ids: set[int],
+) -> None:
+    target = target_of(seed)
+    drafter = adaptive(
+        flash(seed, changes) if with_model else None, curve, lookup=lookup, trees=trees
+    )
+    expected = greedy_oracle(target, prompt, budget, stop_ids)
+    assert generate(target, drafter, prompt, budget, stop_ids=stop_ids) == expected
+
+
+@settings(max_examples=25, derandomize=True, deadline=None)
+@given(
+    seed=st.integers(0, 5),
+    curve=st.sampled_from(sorted(CURVES)),
+    corruption=st.sampled_from([0.0, 0.3, 0.8]),
+    topology=st.sampled_from([Topology.chain(4), Topology((-1, 0, 0, 1, 1, 3))]),
+    max_context=st.none() | st.integers(6, 20),
+)
+def test_any_drafter_can_be_paced(
+    seed: int, curve: str, corruption: float, topology: Topology, max_context: int | None
+) -> None:
+    target = ToyTarget(seed=seed, max_context=max_context)
+    oracle = OracleDrafter(topology, target, laws=False, corruption=corruption)
+    text = generate(target, adaptive(oracle, curve), (1, 2), 30)
+    assert text == greedy_oracle(target, (1, 2), 30)
+
+
+@pytest.mark.parametrize("changes", ["independent", "in turn"])
+@pytest.mark.parametrize("lookup", [False, True], ids=["alone", "with lookup"])
+def test_sampled_text_has_the_targets_law(changes: str, lookup: bool) -> None:
+    target, sampler, counts = target_of(0, 4), Sampler(temperature=0.9), np.zeros((4, 4))
+    drafter = adaptive(flash(0, changes, 4), "free", lookup=lookup)
+    prompt = [1, 2, 1, 2, 1]
+    for key in mx.random.split(mx.random.key(1), 300):
+        _, *pair = generate(target, drafter, prompt, 3, sampler=sampler, key=key)
+        counts[tuple(pair)] += 1
+    assert_law(counts, exact_law(target, prompt, sampler, 3).sum(axis=0))
+
+
+def test_the_same_key_gives_the_same_text() -> None:
+    for curve in CURVES:
+        drafter, sampler = adaptive(flash(1, "in turn"), curve), Sampler(temperature=1)
+        texts = [
+            generate(target_of(1), drafter, (1, 2), 40, sampler=sampler, key=mx.random.key(seed))
+            for seed in (5, 5, 6)
+        ]
+        assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_hopeless_drafter_is_parked_and_a_perfect_one_is_not() -> None:
+    target = target_of(2)
+    for corruption, curve in ((1.0, "middling"), (0.0, "hopeless")):
+        oracle = OracleDrafter(Topology.chain(3), target, laws=False, corruption=corruption)
+        rounds = rounds_of(target, adaptive(oracle, curve, lookup=False), 60)[1:]
+        assert sum(each.parked for each in rounds) > 0.8 * len(rounds)
+        assert all(each.num_drafted == 0 for each in rounds if each.parked)
+    perfect = OracleDrafter(Topology.chain(3), target, laws=False, corruption=0.0)
+    rounds = rounds_of(target, adaptive(perfect, "middling", lookup=False), 60)[1:]
+    assert not any(each.parked for each in rounds)
+    assert sum(each.num_accepted for each in rounds) == sum(each.num_drafted for each in rounds)
+
+
+def test_rows_that_were_not_read_while_parked_are_read_afterwards() -> None:
+    """A drafter that is asked after a pause drafts as if it had been shown each round."""
+
+    class Watched(FlashDrafter):
+        def candidates(self, state: Any, depth: int, width: int) -> Any:
+            lengths.append(state.length)
+            return super().candidates(state, depth, width)
+
+    target, lengths = target_of(3), []
+    drafter = Watched(random_model(), target.embed, target.lm_head)
+    rounds = rounds_of(target, adaptive(drafter, "middling", lookup=False), 110)
+    assert any(each.parked for each in rounds)
+    asked, length = [], 3
+    for each in rounds[1:]:
+        if each.num_drafted:
+            asked.append(length)
+        length += len(each.tokens)
+    assert set(asked) <= set(lengths)
+    assert len(asked) > 1
+
+
+@pytest.mark.parametrize("trees", [True, False], ids=["tree", "chain"])
+def test_ids_are_those_of_mlx_vlm(
+    loaded: Any, trees: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On real architectures, with the text's own drafts besides those of an oracle."""
+    prompt = ask(loaded, 1)
+    expected = mlx_vlm_ids(loaded, prompt, 120, monkeypatch)
+    oracle = CorruptedOracle(tuple(expected), Topology.chain(3), loaded.target.vocab_size)
+    drafter = adaptive(oracle, "free", trees=trees)
+    assert run(loaded.target, drafter, prompt, 120)[0] == expected
+    alone = adaptive(None, "free", trees=trees)
+    ids, accepted, rejected = run(loaded.target, alone, prompt, 120)
+    assert ids == expected
+    assert accepted + rejected > 0

@@ -1,0 +1,171 @@
+"""Costs are measured once, and what is stored of them is believed only if it is sound."""
+
+import json
+import multiprocessing
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+
+from flash_mlx.cost import Costs
+from flash_mlx.draft import AdaptiveDrafter, Calibrator, FlashDrafter
+from flash_mlx.draft import calibrate as module
+from flash_mlx.draft.calibrate import NOMINAL
+from flash_mlx.draft.stored import store_costs
+from flash_mlx.targets import LoadedTarget
+from flash_mlx.targets.scratch import scratch_cache
+from flash_mlx.tree import DraftTree, Topology
+from flash_reference import random_model
+from toy import ToyTarget
+
+SOUND = Costs(1.0, ((1, 1.0), (2, 1.5)), ((1, 0.1),))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FLASH_MLX_CACHE", str(tmp_path))
+    return tmp_path / "costs"
+
+
+def measuring(costs: Costs, *, steady: bool, calls: list[int]) -> Callable[..., object]:
+    def measure(self: Calibrator, context: int) -> tuple[Costs, bool]:
+        calls.append(context)
+        return costs, steady
+
+    return measure
+
+
+def calibrator(llava: LoadedTarget, drafter: FlashDrafter | None = None) -> Calibrator:
+    target = llava.target
+    return Calibrator(target, lambda rows: scratch_cache(target, rows), target.model, drafter)
+
+
+def test_rounds_and_drafts_are_measured_on_the_real_loop(llava: LoadedTarget, folder: Path) -> None:
+    target = llava.target
+    small = ToyTarget()
+    drafter = FlashDrafter(random_model(), small.embed, small.lm_head)
+    drafted = module._drafts(drafter, small.hidden_size)
+    assert list(drafted) == [1, 3]
+    assert all(run() > 0 for run in drafted.values())
+    start = time.perf_counter()
+    costs = calibrator(llava).costs(30, greedy=True)
+    assert time.perf_counter() - start < 60  # however busy the machine is
+    assert costs.rounds[0][0] == 1
+    assert costs.plain <= costs.rounds[0][1]
+    assert costs.drafts == ()
+    assert target.make_cache().length == 0
+
+
+def test_the_scratch_cache_holds_rows_and_takes_more(loaded: LoadedTarget) -> None:
+    cache = scratch_cache(loaded.target, 40)
+    assert cache.length == 40
+    tree = DraftTree(Topology((-1, 0, 0)), mx.array([1, 2, 3], dtype=mx.int32))
+    out = loaded.target.verify(tree, cache)
+    cache.commit((0, 2))
+    assert cache.length == 42
+    assert mx.isfinite(out.logits).all().item()
+
+
+def test_what_was_measured_is_measured_once(
+    llava: LoadedTarget, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(Calibrator, "_measure", measuring(SOUND, steady=True, calls=calls))
+    for _ in range(2):  # another object, as another process has
+        assert calibrator(llava).costs(30, greedy=True) == SOUND
+    assert len(calls) == 1
+    (file,) = folder.iterdir()
+    assert json.loads(file.read_text())["key"]["text"] == "greedy"
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: "",
+        lambda text: text[: len(text) // 2],
+        lambda text: "[]",
+        lambda text: text.replace("1.5", "-1.5"),
+        lambda text: text.replace("1.5", "NaN"),
+        lambda text: text.replace('"rounds"', '"laps"'),
+        lambda text: text.replace('"greedy"', '"sampled"'),
+        lambda text: text.replace("1.5", '"much"'),
+        lambda text: "\x00" * 100,
+    ],
+)
+def test_a_damaged_file_is_replaced(
+    damage: Callable[[str], str],
+    llava: LoadedTarget,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(Calibrator, "_measure", measuring(SOUND, steady=True, calls=calls))
+    calibrator(llava).costs(30, greedy=True)
+    (file,) = folder.iterdir()
+    whole = file.read_text()
+    file.write_text(damage(whole))
+    assert calibrator(llava).costs(30, greedy=True) == SOUND
+    assert len(calls) == 2
+    assert file.read_text() == whole
+    assert list(folder.iterdir()) == [file]
+
+
+def test_greedy_texts_measure_again_what_was_measured_badly_and_sampled_texts_do_not(
+    llava: LoadedTarget, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other, calls = Costs(1.0, ((1, 1.0), (2, 2.5))), []
+    monkeypatch.setattr(Calibrator, "_measure", measuring(SOUND, steady=False, calls=calls))
+    assert calibrator(llava).costs(30, greedy=False) == SOUND
+    monkeypatch.setattr(Calibrator, "_measure", measuring(other, steady=True, calls=calls))
+    assert calibrator(llava).costs(30, greedy=True) == other
+    assert calibrator(llava).costs(30, greedy=False) == SOUND
+
+
+def test_where_nothing_can_be_stored_sampled_texts_do_not_depend_on_the_clock(
+    llava: LoadedTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FLASH_MLX_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(Calibrator, "_measure", measuring(SOUND, steady=True, calls=[]))
+    assert calibrator(llava).costs(30, greedy=True) == SOUND
+    assert calibrator(llava).costs(30, greedy=False) == NOMINAL
+
+
+def store(number: int) -> float:
+    costs = Costs(float(1 + number), ((1, 1000.0),))
+    stored = store_costs(costs, {"text": "greedy"})
+    assert stored is not None
+    return stored.plain
+
+
+def test_processes_that_store_at_once_go_on_alike(folder: Path) -> None:
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        stored = pool.map(store, range(40), chunksize=1)
+    assert len(set(stored)) == 1
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_longer_texts_have_costs_of_their_own(
+    llava: LoadedTarget, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(Calibrator, "_measure", measuring(SOUND, steady=True, calls=calls))
+    monkeypatch.setattr(llava.target, "max_context", None)
+    costs = calibrator(llava).costs
+    for num_rows in (10, 300, 1023, 1024, 5000, 10**6):
+        costs(num_rows, greedy=True)
+    assert calls == [256, 1024, 4096, 8192]
+
+
+def test_a_text_is_explained() -> None:
+    curve = Costs(1.0, ((1, 1.0), (2, 1.1), (8, 1.5)), ((1, 0.1), (7, 0.2)))
+    drafter = AdaptiveDrafter(None, lambda num_rows, greedy: curve)
+    line = drafter.explain(10, {(7, 7): 1, (3, 0): 1, (0, 0): 2})
+    assert line.startswith("Drafting: 5.0 drafts in a pass, none in 2 of 4 passes; ")
+    assert (
+        f"{9 / (1.5 + 0.2 + 1.1 + 0.4 / 3 + 0.1 + 0.2 / 6):.2f} tokens in the time of one" in line
+    )
+    assert "over 2, 8 rows takes 1.10, 1.50, drafting 1 to 7 tokens 0.10 to 0.20 times" in line
+    assert "none in 2 passes, as it does not pay" in drafter.explain(10, {(0, 0): 2})

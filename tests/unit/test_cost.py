@@ -1,0 +1,156 @@
+"""Drafting pays or is parked: the rule on its own, on measured cost curves and recorded drafts."""
+
+import itertools
+import random
+import statistics
+from dataclasses import replace
+
+import pytest
+
+from flash_mlx.cost import FIRST_GAP, PRIOR, RISK, Costs, Pace, Rate
+
+# Cost of a pass over m rows of a 4-bit model, relative to one row, as users of MLX measured it: the
+# M3 Max in mlx issue 3863, the M4 Pro in 3839 and 3852. On M1 and M2, MLX 0.32 multiplies by a
+# 4-bit matrix row by row up to 5 rows (`vector_limit` 6), and then costs as much whatever the rows.
+CURVES = {
+    "M1": ((1, 1.0), (2, 2.0), (3, 3.0), (4, 4.0), (5, 5.0), (6, 6.0), (32, 6.2)),
+    "M2": ((1, 1.0), (2, 1.9), (3, 2.8), (4, 3.7), (5, 4.6), (6, 4.7), (32, 4.9)),
+    "M3 Max": ((1, 1.0), (2, 1.0), (4, 1.28), (6, 2.04), (8, 2.5), (10, 3.9), (16, 3.9), (32, 4.0)),
+    "M4 Pro": ((1, 1.0), (2, 1.0), (3, 1.2), (4, 1.45), (5, 1.75), (6, 2.07), (8, 2.75), (10, 4.5)),
+    # The demo on one core of an AMD EPYC, reading ahead worth 6% of a pass.
+    "CPU": ((1, 1.06), (2, 1.11), (4, 1.16), (8, 1.40), (16, 1.89), (32, 2.9)),
+}
+DRAFTS = ((1, 0.1), (7, 0.15))
+DEPTH = 7
+
+# Greedy captions of the demo: how many of the seven drafts for what follows token i are accepted.
+RECORDED = [
+    "77777776747760437747677214321077654321777765432104321066776777777777777777776210210777654321",
+    "77777777777777677547577657765332107770777771777777777777777654321",
+    "7777777776776543210477777774327327077772105432103210675777757777777776523710371777654321",
+    "777777777763547777747106077616543210267432104211003217777777777577765433100543210172777777654321",
+    "7777777747677327432177437707757325422272104321007765437177654321",
+    "77777777654727677332707455321732147254377214321077654727775433773577217654651371077654321",
+    "7777777765432104321062700573210674521210544210737653431054323014321075707776543216210210777743210101010777654321",
+    "77777654321051727077767437321056351321077776573216753377777654321",
+    "7777777777777777765542100432107465401106735732456543650721032076543217654322065432107654523210301010777654321",
+    "777777777654231507777107277776747216556575736543210024361041045210503220077577277765432103210777654321",
+]
+
+
+def texts(reliability: float) -> list[list[int]]:
+    """Recorded drafts of a worse drafter: each that was right stays so with this probability."""
+    rng = random.Random(0)
+
+    def kept(count: int) -> int:
+        return next((i for i in range(count) if rng.random() >= reliability), count)
+
+    return [[kept(int(count)) for count in text] for text in RECORDED]
+
+
+def replay(accepted: list[int], costs: Costs) -> tuple[float, list[int]]:
+    """Return the speed-up over plain decoding, by these costs, and the depths chosen."""
+    pace, place, spent, depths = Pace(costs).settled(), 0, 0.0, []
+    while place < len(accepted):
+        if pace.wait:
+            pace, place, spent = pace.parked(1), place + 1, spent + 1
+            depths.append(0)
+            continue
+        depth = pace.reach(DEPTH)
+        hits = min(depth, accepted[place])
+        tried = range(min(depth, hits + 1))
+        outcomes = {("draft", slot): [(PRIOR, slot < hits)] for slot in tried}
+        spent += costs.round(1 + depth) + costs.draft(depth)
+        pace, place = pace.after(1 + hits, 1 + depth, depth, outcomes), place + 1 + hits
+        depths.append(depth)
+    return place / spent, depths
+
+
+@pytest.mark.parametrize("reliability", [1.0, 0.8, 0.5, 0.2, 0.0])
+@pytest.mark.parametrize("curve", CURVES)
+def test_drafting_is_never_slower(curve: str, reliability: float) -> None:
+    costs = Costs(1.0, CURVES[curve], DRAFTS)
+    speedups = [replay(text, costs)[0] for text in texts(reliability)]
+    assert statistics.median(speedups) >= 0.98
+    # The loss of a text is bounded, also where all its drafts are wrong.
+    for text, speedup in zip(RECORDED, speedups, strict=True):
+        assert len(text) / speedup - len(text) <= RISK + 0.005 * len(text) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("curve", "least", "depths"),
+    [("M1", 1.0, {0}), ("M3 Max", 2.2, {3}), ("M4 Pro", 2.0, {2, 3}), ("CPU", 2.9, {6, 7})],
+)
+def test_good_drafts_are_as_long_as_the_machine_makes_them_pay(
+    curve: str, least: float, depths: set[int]
+) -> None:
+    costs = Costs(1.0, CURVES[curve], DRAFTS)
+    results = [replay(text, costs) for text in texts(1.0)]
+    assert statistics.median(speedup for speedup, _ in results) >= least
+    chosen = [depth for _, each in results for depth in each]
+    assert statistics.mode(chosen) in depths
+
+
+def test_a_drafter_that_becomes_good_is_found_out() -> None:
+    costs = Costs(1.0, CURVES["M3 Max"], DRAFTS)
+    _, depths = replay([0] * 150 + [DEPTH] * 700, costs)
+    assert depths[0] > 0
+    assert depths[10:100].count(0) > 80
+    assert sum(depth > 1 for depth in depths[-40:]) == 40
+
+
+def test_pauses_grow_while_nothing_is_accepted() -> None:
+    _, depths = replay([0] * 2000, Costs(1.0, CURVES["CPU"], DRAFTS))
+    tries = [place for place, depth in enumerate(depths) if depth]
+    gaps = [b - a for a, b in itertools.pairwise(tries)]
+    assert gaps[-1] > gaps[len(gaps) // 2] > gaps[0]
+    assert max(gaps[1:]) > 4 * FIRST_GAP
+
+
+def test_what_costs_more_than_may_be_lost_is_never_tried() -> None:
+    pace = Pace(Costs(1.0, ((1, 1.0), (2, 3.0)), DRAFTS)).settled()
+    assert pace.wait > 100
+    assert replay([DEPTH] * 80, pace.costs) == (1.0, [0] * 80)
+
+
+def test_costs_between_measured_points_and_beyond_them() -> None:
+    costs = Costs(0.5, ((1, 0.5), (3, 1.0), (5, 1.5)), ((2, 0.1), (4, 0.2)))
+    assert [costs.round(m) for m in (1, 2, 3, 4, 5, 7)] == [1.0, 1.5, 2.0, 2.5, 3.0, 4.0]
+    assert [round(costs.draft(k), 6) for k in (0, 2, 3, 4, 5)] == [0.0, 0.2, 0.3, 0.4, 0.5]
+    assert Costs(1.0, ((1, 1.0),)).draft(3) == 0
+
+
+def test_more_rows_never_cost_less() -> None:
+    costs = Costs(1.0, ((1, 1.4), (2, 1.1), (4, 1.9), (8, 1.5)))
+    assert costs.rounds == ((1, 1.1), (2, 1.1), (4, 1.5), (8, 1.5))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"plain": 0.0}, "above 0; got 0"),
+        ({"plain": float("nan")}, "above 0; got nan"),
+        ({"rounds": ((1, 1.0), (2, float("inf")))}, "above 0"),
+        ({"rounds": ()}, "at least one round"),
+        ({"rounds": ((2, 1.0), (1, 1.0))}, "ascend from 1 on"),
+        ({"drafts": ((0, 1.0),)}, "ascend from 1 on"),
+    ],
+)
+def test_costs_that_cannot_be_are_refused(values: dict[str, object], message: str) -> None:
+    sound = Costs(1.0, ((1, 1.0), (2, 1.5)), ((1, 0.1),))
+    with pytest.raises(ValueError, match=message):
+        replace(sound, **values)
+
+
+def test_forecasts_are_corrected_by_how_far_off_earlier_ones_were() -> None:
+    fresh = Rate()
+    assert fresh.correct(0.4) == pytest.approx(0.4)
+    right, wrong = fresh, fresh
+    for _ in range(40):
+        right, wrong = right.after([(0.5, True)]), wrong.after([(0.9, False)])
+    assert 0.9 < right.correct(0.5) < 1
+    assert wrong.correct(0.9) < 0.1
+    assert wrong.correct(0.5) < wrong.correct(0.9)
+    for _ in range(100):  # without new evidence, old evidence fades
+        wrong = wrong.after([])
+    assert wrong.correct(0.9) == pytest.approx(0.9, abs=0.05)
