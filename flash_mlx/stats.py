@@ -78,6 +78,7 @@ class GenerationStats:
         generation_tokens: Tokens emitted, the prefill's own included.
         accept_lengths: Histogram: tokens of a round -> number of such rounds.
         outcomes: Histogram: (drafted, accepted) of a round -> number of such rounds.
+        parked: Rounds without drafts because drafting did not pay.
         prefill_seconds: Time to the first token [s].
         decode_seconds: Time from the first token to the last [s].
         phases: Of rounds; nothing is clocked unless `clocked` was given the same ones.
@@ -86,6 +87,7 @@ class GenerationStats:
     generation_tokens: int = 0
     accept_lengths: Counter[int] = field(default_factory=Counter)
     outcomes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    parked: int = 0
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     phases: Phases = field(default_factory=Phases)
@@ -111,6 +113,7 @@ class GenerationStats:
                 self.decode_seconds = now - first
                 self.accept_lengths[len(each.tokens)] += 1
                 self.outcomes[each.num_drafted, each.num_accepted] += 1
+                self.parked += each.parked
             yield each
             resumed = time.perf_counter()
 

@@ -42,7 +42,8 @@ def _rounds(stats: GenerationStats) -> str:
     """How long rounds were, how often each slot was accepted, and what a round's time went to."""
     lengths = ", ".join(f"{n}: {count}" for n, count in sorted(stats.accept_lengths.items()))
     slots = " ".join(f"{100 * share:.0f}%" for share in stats.acceptance_by_position)
-    line = f"Rounds by tokens: {lengths}; accepted by slot: {slots}"
+    parked = f"; {stats.parked} parked" if stats.parked else ""
+    line = f"Rounds by tokens: {lengths}{parked}; accepted by slot: {slots}"
     phases = stats.phases
     if not phases.rounds:
         return line
@@ -73,6 +74,7 @@ def as_json_object(
         "latents": answer.latents,
         "generation_tokens": stats.generation_tokens,
         "rounds": stats.rounds,
+        "parked_rounds": stats.parked,
         "drafted": stats.drafted,
         "accepted": stats.accepted,
         "mean_acceptance_length": stats.mean_acceptance_length,

@@ -24,7 +24,7 @@ JSON_KEYS = {
     "visual_tokens", "latents", "generation_tokens", "rounds", "drafted", "accepted",
     "mean_acceptance_length", "acceptance_rate", "prefill_seconds", "decode_seconds",
     "generation_tps", "peak_memory_gb", "acceptance_by_position", "accept_lengths",
-    "draft_seconds", "verify_seconds", "host_seconds",
+    "draft_seconds", "verify_seconds", "host_seconds", "parked_rounds",
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ ROUNDS = [
     Round((5,), 4, 0),
     Round((6, 7), 2, 1),
     Round((8, 9), 2, 2),  # cut: both were drafted
-    Round((3,), 0, 0),  # the root alone
+    Round((3,), 0, 0, parked=True),  # the root alone
 ]
 
 
@@ -55,6 +55,7 @@ def test_counts_leave_the_prefill_out() -> None:
     assert stats.rounds == 5
     assert (stats.drafted, stats.accepted) == (12, 5)
     assert stats.accept_lengths == {3: 1, 1: 2, 2: 2}
+    assert stats.parked == 1
     assert stats.mean_acceptance_length == 9 / 5
     assert stats.acceptance_rate == 5 / 12
 
