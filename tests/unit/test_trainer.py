@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -284,6 +285,31 @@ def test_a_narrow_step_does_not_round_the_weights(tmp_path):
     trainer.run()
     moved = max(np.abs(v - before[n]).max() for n, v in parameters(trainer.model).items())
     assert 0 < moved < 1e-5
+
+
+def test_a_full_disk_ends_the_run_and_spares_the_checkpoint(tmp_path, monkeypatch):
+    save, written = mx.save_safetensors, []
+
+    def fill(file, *more, **settings):
+        written.append(file)
+        if len(written) > 3:  # the state of the second checkpoint
+            Path(file).write_bytes(b"half")
+            raise RuntimeError("[save] No space left on device")
+        save(file, *more, **settings)
+
+    monkeypatch.setattr(mx, "save_safetensors", fill)
+    with pytest.raises(OSError, match=r"could not be written: .*No space"):
+        make_trainer(tmp_path / "run").run()
+    monkeypatch.undo()
+    load_model(tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir())[0] == "config.json"
+    second = make_trainer(tmp_path / "run")
+    assert second.resume() == 3
+    second.run()
+    whole = make_trainer(tmp_path / "whole")
+    whole.run()
+    before, after = (parameters(load_model(tmp_path / name)) for name in ("whole", "run"))
+    assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
 def test_noise_is_new_at_each_step_and_narrower_for_long_texts(tmp_path):
