@@ -96,9 +96,11 @@ class SequenceCache:
         first = next(place for place, row in enumerate(rows) if row != place)
         source = mx.array(tuple(rows[first:])) + self._length
         start, stop = self._length + first, self._length + len(rows)
-        for layer in self.layers:
-            layer.keys[..., start:stop, :] = layer.keys[..., source, :]
-            layer.values[..., start:stop, :] = layer.values[..., source, :]
+        moved = [(each.keys[..., source, :], each.values[..., source, :]) for each in self.layers]
+        mx.eval(moved)  # MLX would copy all keys and values if it wrote to them while it reads
+        for layer, (keys, values) in zip(self.layers, moved, strict=True):
+            layer.keys[..., start:stop, :] = keys
+            layer.values[..., start:stop, :] = values
 
     def _drop_uncommitted(self) -> None:
         for layer in self.layers:
