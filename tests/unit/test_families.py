@@ -92,6 +92,18 @@ def test_plain_decoding_says_what_mlx_vlm_says(
     assert len(set(ids)) > 3  # not one id repeated, which any mistake could say too
 
 
+def test_logits_are_the_language_models_own(loaded: LoadedTarget) -> None:
+    target = loaded.target
+    prompt = Prompt(tuple(random_tokens(target, 12)))
+    ids = mx.array(prompt.tokens)[None]
+    positions = mx.broadcast_to(mx.arange(12), (3, 1, 12))
+    given = {"position_ids": positions} if loaded.family.mrope else {}
+    caches = target.make_cache().layers
+    expected = target.model.language_model(ids, cache=caches, **given).logits[0, -1:]
+    ours = target.prefill(prompt, target.make_cache()).logits
+    assert mx.allclose(ours, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_drafts_change_nothing(loaded: LoadedTarget, shape: str, num_images: int) -> None:
     prompt = ask(loaded, num_images)

@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 from flash_mlx.targets import MlxVlmTarget, load_target
 from flash_mlx.targets.families import family_of
 from hub_shapes import packed, shape_of
+from tiny import edit_json
 
 CONFIGS = Path(__file__).resolve().parents[3] / "shared" / "data" / "configs"
 INDEX = "model.safetensors.index.json"
@@ -124,8 +125,11 @@ def test_a_model_without_an_lm_head_is_no_target(published: Published) -> None:
         load_model(published.folder, lazy=True, strict=True)
 
 
-def test_weights_that_bitsandbytes_packed_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("said", [True, False], ids=["by-the-configuration", "by-the-names"])
+def test_weights_that_bitsandbytes_packed_are_refused(tmp_path: Path, said: bool) -> None:
     folder = tmp_path / "nf4"
     shutil.copytree(CONFIGS / "llava-next-video-nf4", folder)
-    with pytest.raises(ValueError, match=r"bitsandbytes .*nf4.* original checkpoint"):
+    if not said:
+        edit_json(folder, "config.json", quantization_config=None)
+    with pytest.raises(ValueError, match=r"packed by bitsandbytes .* original checkpoint"):
         load_target(folder)
