@@ -17,6 +17,7 @@ from flash_mlx.cli.options import ListOptions, at_least
 if TYPE_CHECKING:
     from flash_mlx.decode import Drafter
     from flash_mlx.generate import Model
+    from flash_mlx.loading import Drafting
 
 
 prompts_option = click.option(
@@ -32,7 +33,7 @@ prompts_option = click.option(
 class _Command(ListOptions):
     """Its lists: drafters, temperatures and prompts."""
 
-    lists = ("--draft-model", "--temperature", "--prompt")
+    lists = ("--draft-model", "--drafting", "--temperature", "--prompt")
 
 
 @click.command("bench", cls=_Command)
@@ -63,6 +64,15 @@ class _Command(ListOptions):
 )
 @click.option("--max-tokens", type=int, default=256, show_default=True, callback=at_least(2))
 @click.option("--draft-block-size", type=int, callback=at_least(1))
+@click.option(
+    "--drafting",
+    "modes",
+    type=click.Choice(["tree", "chain", "fixed"]),
+    multiple=True,
+    default=("tree",),
+    show_default=True,
+    help="As much as pays, with siblings or without, or always the drafter's whole block.",
+)
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--json", "output", type=click.Path(dir_okay=False, path_type=Path))
 def command(
@@ -74,6 +84,7 @@ def command(
     temperatures: tuple[float, ...],
     max_tokens: int,
     draft_block_size: int | None,
+    modes: tuple[Drafting, ...],
     seed: int,
     output: Path | None,
 ) -> None:
@@ -85,9 +96,11 @@ def command(
     files = _pictures(data, limit)
     if output is not None:
         _require_writable(output)
-    loaded_model = load(model, draft=drafts[0], draft_block_size=draft_block_size)
+    loaded_model = load(
+        model, draft=drafts[0], draft_block_size=draft_block_size, drafting=modes[0]
+    )
     loaded = loaded_model.loaded
-    drafters = _drafters(loaded_model, drafts[1:], draft_block_size)
+    drafters = _drafters(loaded_model, drafts, modes, draft_block_size)
     questions = [
         make_prompt(loaded, prompts[i % len(prompts)], [file]) for i, file in enumerate(files)
     ]
@@ -153,14 +166,25 @@ def _require_writable(output: Path) -> None:
 
 
 def _drafters(
-    model: Model, names: Sequence[str], draft_block_size: int | None
+    model: Model, names: Sequence[str], modes: Sequence[Drafting], draft_block_size: int | None
 ) -> dict[str, Drafter[Any]]:
-    """Name to drafter: the model's own, then those of these names; plain decoding is none."""
+    """Name, and mode if there are several, to drafter; plain decoding is none.
+
+    The model's own drafter is that of the first name and mode.
+    """
     from flash_mlx.generate import with_drafter
 
-    models = [model]
-    models += [with_drafter(model, name, draft_block_size=draft_block_size) for name in names]
-    return {each.draft_name: each.drafter for each in models if each.drafter is not None}
+    drafters: dict[str, Drafter[Any]] = {}
+    for name in names:
+        for mode in modes:
+            first = (name, mode) == (names[0], modes[0])
+            each = model
+            if not first:
+                each = with_drafter(model, name, draft_block_size=draft_block_size, drafting=mode)
+            if each.drafter is not None:
+                label = each.draft_name if len(modes) == 1 else f"{each.draft_name} {mode}"
+                drafters[label] = each.drafter
+    return drafters
 
 
 def _write(report: dict[str, Any], output: Path) -> None:

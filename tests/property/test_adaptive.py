@@ -1,7 +1,7 @@
 """Drafting as much as pays changes nothing about the text, whatever rounds and drafts cost."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -16,7 +16,7 @@ from flash_mlx.decode import Drafter, Round, decode
 from flash_mlx.draft import AdaptiveDrafter, FlashDrafter, NgramDrafter
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
-from flash_mlx.tree import Topology
+from flash_mlx.tree import DraftTree, Topology
 from flash_reference import SMALL, random_model
 from identity import CorruptedOracle, ask, mlx_vlm_ids, run
 from law import assert_law
@@ -127,6 +127,73 @@ def test_sampled_text_has_the_targets_law(changes: str, lookup: bool) -> None:
         _, *pair = generate(target, drafter, prompt, 3, sampler=sampler, key=key)
         counts[tuple(pair)] += 1
     assert_law(counts, exact_law(target, prompt, sampler, 3).sum(axis=0))
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """A FLASH drafter that always drafts a tree of one shape."""
+
+    drafter: FlashDrafter
+    topology: Topology
+
+    def prefill(self, prompt: Prompt, hidden: mx.array, root: int) -> Any:
+        return self.drafter.prefill(prompt, hidden, root)
+
+    def draft(self, root: int, state: Any, sampler: Sampler, key: mx.array) -> DraftTree:
+        return self.drafter.draft(root, state, sampler, key, self.topology)
+
+    def extend(self, hidden: mx.array, tokens: tuple[int, ...], state: Any) -> Any:
+        return self.drafter.extend(hidden, tokens, state)
+
+
+STATIC = Topology.from_paths([(0,), (1,), (2,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (0, 0, 1)])
+
+
+@pytest.mark.parametrize("changes", sorted(CHANGES))
+def test_trees_of_a_fixed_shape_change_nothing(changes: str) -> None:
+    target, prompt = target_of(0, 4), [1, 2, 1]
+    drafter = Shaped(flash(0, changes, 4), STATIC)
+    assert generate(target, drafter, prompt, 30) == greedy_oracle(target, prompt, 30)
+    sampler, counts = Sampler(temperature=0.9), np.zeros((4, 4))
+    for key in mx.random.split(mx.random.key(2), 300):
+        _, *pair = generate(target, drafter, prompt, 3, sampler=sampler, key=key)
+        counts[tuple(pair)] += 1
+    assert_law(counts, exact_law(target, prompt, sampler, 3).sum(axis=0))
+
+
+def test_siblings_are_the_next_likely_tokens_and_differ() -> None:
+    drafter = flash(1, "in turn")
+    state = drafter.prefill(Prompt((1, 2, 3)), mx.random.normal((3, 16), key=KEY), 4)
+    chain = drafter.draft(4, state, Sampler(), KEY).tokens.tolist()
+    found = drafter.candidates(state, 3, 3)
+    likely = [set(row) for row in found.tokens.tolist()]
+    for sampler in (Sampler(), Sampler(temperature=1)):
+        tree = drafter.draft(4, state, sampler, KEY, STATIC)
+        tokens = tree.tokens.tolist()
+        for children in STATIC.children:
+            assert len({tokens[child] for child in children}) == len(children)
+        if sampler.greedy:
+            assert [tokens[row] for row in (0, 1, 4, 7)] == chain
+            assert {tokens[row] for row in (1, 2, 3)} == likely[0]
+
+
+@pytest.mark.parametrize("changes", ["independent", "in turn"])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("pacing", [True, False], ids=["paced", "fixed"])
+def test_a_drafter_with_broken_weights_is_dropped(
+    changes: str, temperature: float, pacing: bool
+) -> None:
+    target = target_of(4)
+    model = random_model(replace(SMALL, **CHANGES[changes]))
+    model.layers.o_proj.weight = model.layers.o_proj.weight * float("nan")
+    broken = FlashDrafter(model, target.embed, target.lm_head)
+    drafter = adaptive(broken, "free") if pacing else broken
+    with pytest.warns(RuntimeWarning, match="goes on without it") as caught:
+        text = generate(target, drafter, (1, 2), 20, sampler=Sampler(temperature=temperature))
+    assert len(caught) == 1
+    assert len(text) == 20
+    if temperature == 0:
+        assert text == greedy_oracle(target, (1, 2), 20)
 
 
 def test_the_same_key_gives_the_same_text() -> None:
