@@ -257,6 +257,22 @@ class ReadingAdaptiveDrafter(AdaptiveDrafter):
             lookup = self.lookup.read(prompt, start, hidden, lookup)
         return AdaptiveState(main, (), lookup, None, len(prompt))
 
+    def rewind(self, state: AdaptiveState, rows: int) -> AdaptiveState:
+        """Return the state `rows` rows of text earlier, for `read` to go on from."""
+        main, lookup = state.main, state.lookup
+        left = sum(len(tokens) for _, tokens in state.unread) - rows
+        if isinstance(self.drafter, ReadingDrafter):
+            if left < 0:
+                main = self.drafter.rewind(main, -left)
+            for hidden, tokens in state.unread:
+                kept = min(max(left, 0), len(tokens))
+                if kept:
+                    main = self.drafter.extend(hidden[:kept], tokens[:kept], main)
+                left -= kept
+        if self.lookup is not None and lookup is not None:
+            lookup = self.lookup.rewind(lookup, rows)
+        return AdaptiveState(main, (), lookup, None, state.num_rows)
+
 
 def paced(
     drafter: Drafter[Any] | None,

@@ -206,8 +206,8 @@ class NgramDrafter:
         return self._read(prompt, start, start + hidden.shape[0], text)
 
     def rewind(self, state: NgramState, rows: int) -> NgramState:
-        """Return the state `rows` tokens earlier, for `read` to go on from."""
-        text = state.text.head(state.length - rows)
+        """Return the state `rows` tokens earlier, for `read` to go on from; it has no root."""
+        text = state.text.head(state.length - rows - 1)
         return NgramState(text, len(text), (), 0)
 
     def draft(self, root: int, state: NgramState, sampler: Sampler, key: mx.array) -> DraftTree:  # noqa: ARG002

@@ -158,3 +158,26 @@ def test_a_cache_knows_its_bytes(llava: LoadedTarget) -> None:
     llava.target.prefill(Prompt((1, 2, 3)), cache)
     # 4 layers, keys and values, 2 heads of 16 in float32, room for 256 rows
     assert cache.nbytes == 4 * 2 * 2 * 16 * 4 * 256
+
+
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(0, 8), seed=st.integers(0, 99))
+@pytest.mark.parametrize("kind", ["flash", "ngram"])
+def test_a_state_goes_back_to_an_earlier_row(kind, rows, seed):
+    rng = np.random.default_rng(seed)
+    flash = FlashDrafter(random_model(), TARGET.embed, TARGET.lm_head)
+    drafter = flash if kind == "flash" else NgramDrafter()
+    tokens, spans = tuple(rng.integers(0, 4, 11).tolist()), ((0, 2),)
+    hidden = mx.array(rng.normal(0, 1, (11, 16)), mx.float32)
+    state = drafter.prefill(Prompt(tokens[:5], spans), hidden[:5], tokens[5])
+    state = drafter.extend(hidden[5:8], tokens[6:9], state)
+    state = drafter.extend(hidden[8:10], tokens[9:11], state)
+    prompt, kept = Prompt(tokens, spans), 10 - rows
+    went_on = drafter.read(prompt, kept, hidden[kept:], drafter.rewind(state, rows))
+    actual = drafter.extend(hidden[-1:], (3,), went_on)
+    wanted = drafter.prefill(prompt, hidden, 3)
+    assert actual.length == wanted.length
+    if kind == "flash":
+        np.testing.assert_allclose(actual.slots, wanted.slots, atol=1e-5)
+    else:
+        assert actual.drafts == wanted.drafts
