@@ -89,6 +89,8 @@ def convert_drafter(
     else:
         model, stored, remark = _read_published(source, kind, target)
         metadata = {"source": {"name": name, "sha256": digest(source)}}
+        if isinstance(family := read_settings(source).get("target_model_type"), str):
+            metadata["target"] = {"model_type": family}
     if target is not None:
         metadata["target"] = _note(target)
     parameters = sum(value.size for value in _parameters(model).values())

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
-from flash_mlx import blas
+from flash_mlx import blas, registry
 from flash_mlx.checkpoint import TargetFacts, load_drafter
 from flash_mlx.decode import Drafter, Target
 from flash_mlx.draft import AdaptiveDrafter, Calibrator, FlashDrafter, NgramDrafter
@@ -39,6 +39,7 @@ class Model:
         draft_name: The drafter as the caller named it, or what `auto` chose; `none` without one.
         draft_kind: `flash`, `eagle`, `eagle3`, `msd`, `vispec`, `ngram` or `none`.
         is_demo: Whether the target is the bundled demo, which only knows drawn scenes.
+        draft_reason: Why `auto` chose this drafter; empty if it was named.
     """
 
     loaded: LoadedTarget = field(repr=False)
@@ -47,6 +48,7 @@ class Model:
     draft_name: str
     draft_kind: str
     is_demo: bool
+    draft_reason: str = ""
 
     @property
     def target(self) -> Target:
@@ -86,7 +88,8 @@ def load(
 
     Args:
         model: `demo`, a folder or a hub id.
-        draft: `auto` takes the demo's drafter for the demo and `ngram` otherwise; `ngram` looks
+        draft: `auto` takes the demo's drafter for the demo, else the registered one of the target
+            (see `registry`), else `ngram`; `ngram` looks
             drafts up in the text so far; `none` decodes plainly; else a folder or a hub id.
         draft_block_size: Tokens to draft in each pass; None: as many as pay.
         drafting: How much is drafted if `draft_block_size` is None.
@@ -104,10 +107,9 @@ def load(
     name = str(model)
     is_demo = name == "demo"
     path = _demo("target") if is_demo else resolve_path(name, revision)
-    draft_name = _draft_name(draft, is_demo=is_demo)
-    folder = _draft_folder(draft_name)  # a name that leads nowhere is known before the target loads
+    chosen = _choose(draft, name, path, is_demo=is_demo)  # before the target loads: fails soon
     bare = Model(load_target(path, dtype=dtype), None, name, "none", "none", is_demo)
-    return _attach(bare, draft_name, folder, draft_block_size, drafting)
+    return _attach(bare, chosen, draft_block_size, drafting)
 
 
 def demo_pictures() -> tuple[Path, ...]:
@@ -134,25 +136,52 @@ def with_drafter(
         OSError: A folder or file is missing.
         ValueError: The drafter is damaged or was trained for another target.
     """
-    name = _draft_name(draft, is_demo=model.is_demo)
-    return _attach(model, name, _draft_folder(name), draft_block_size, drafting)
+    chosen = _choose(draft, model.name, model.loaded.path, is_demo=model.is_demo)
+    return _attach(model, chosen, draft_block_size, drafting)
 
 
-def _draft_name(draft: str | Path, *, is_demo: bool) -> str:
-    if str(draft) != "auto":
-        return str(draft)
-    return "demo" if is_demo else "ngram"
+@dataclass(frozen=True)
+class _Choice:
+    """A drafter: its name, its folder if it has weights, and why `auto` chose it."""
+
+    name: str
+    folder: Path | None = None
+    reason: str = ""
 
 
-def _draft_folder(name: str) -> Path | None:
+def _choose(draft: str | Path, target: str, path: Path, *, is_demo: bool) -> _Choice:
+    """Find the drafter that is asked for.
+
+    Args:
+        draft: As for `load`.
+        target: The target's name.
+        path: Its folder.
+        is_demo: Whether it is the demo.
+    """
+    name = str(draft)
     if name in ("none", "ngram"):
-        return None
-    return _demo("drafter") if name == "demo" else resolve_path(name)
+        return _Choice(name)
+    if name == "demo" or (name == "auto" and is_demo):
+        return _Choice("demo", _demo("drafter"), "the bundled demo has its own drafter")
+    if name != "auto":
+        return _Choice(name, resolve_path(name))
+    lookup = "so drafts are looked up in the text so far (ngram)"
+    if (entry := registry.find(target)) is None:
+        return _Choice(
+            "ngram", None, f"no drafter is known for {target}, {lookup}; --draft-model names one"
+        )
+    try:
+        folder = registry.fetch(entry, target, path)
+    except (OSError, ValueError) as error:
+        return _Choice("ngram", None, f"{entry.drafter} cannot be had, {lookup}: {error}")
+    reason = f"{entry.drafter} ({entry.kind}) is registered for {entry.target}"
+    return _Choice(entry.drafter, folder, reason)
 
 
 def _attach(
-    model: Model, name: str, folder: Path | None, block_size: int | None, drafting: Drafting
+    model: Model, chosen: _Choice, block_size: int | None, drafting: Drafting
 ) -> Model:
+    name, folder = chosen.name, chosen.folder
     plain = untapped(model.loaded)
     drafter: Drafter[Any] | None = None
     kind = name if folder is None else ""
@@ -166,7 +195,14 @@ def _attach(
     loaded = read_by(drafter, plain)
     if block_size is None and drafting != "fixed" and drafter is not None:
         drafter = _paced(loaded, None if name == "ngram" else drafter, trees=drafting == "tree")
-    return replace(model, loaded=loaded, drafter=drafter, draft_name=name, draft_kind=kind)
+    return replace(
+        model,
+        loaded=loaded,
+        drafter=drafter,
+        draft_name=name,
+        draft_kind=kind,
+        draft_reason=chosen.reason,
+    )
 
 
 def _paced(loaded: LoadedTarget, drafter: Drafter[Any] | None, *, trees: bool) -> AdaptiveDrafter:

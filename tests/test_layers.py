@@ -23,12 +23,14 @@ LAYERS = (
     {"stats", "draft", "processed", "targets"},
     {"messages"},
     {"checkpoint", "processing"},
+    {"convert"},
+    {"registry"},
     {"loading", "store", "transcript"},
     {"generate", "measure"},
     {"session"},
     {"joint_law"},
     {"caption", "bench", "verify", "doctor", "selftest", "train", "viz"},
-    {"convert", "integrations"},
+    {"integrations"},
     {"cli"},
 )
 LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}

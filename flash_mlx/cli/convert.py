@@ -39,6 +39,11 @@ DTYPES = ("float16", "bfloat16", "float32")
 )
 @click.option("--draft-kind", type=click.Choice(KINDS), help="Where the tensors do not say.")
 @click.option("--upload-repo", metavar="ID", help="Of a target: upload the result to this hub id.")
+@click.option(
+    "--export",
+    type=click.Choice(["mlx-vlm"]),
+    help="Of a FLASH drafter (or demo): write a folder that mlx-vlm itself drafts with.",
+)
 @click.option("--force", is_flag=True, help="Download even if disk or memory seem too small.")
 def command(
     hf_path: str,
@@ -51,6 +56,7 @@ def command(
     target: str | None,
     draft_kind: str | None,
     upload_repo: str | None,
+    export: str | None,
     force: bool,
 ) -> None:
     """Convert a target's or a published drafter's weights to MLX."""
@@ -61,6 +67,9 @@ def command(
     from flash_mlx.hub import resolve_path
 
     require_new(mlx_path)
+    if export is not None:
+        _export(hf_path, mlx_path, revision)
+        return
     source = resolve_path(hf_path, revision, torch_files=True, force=force)
     bits, group_size = int(q_bits) if quantize else None, int(q_group_size)
     if draft_kind is None and not is_drafter(source):
@@ -93,3 +102,15 @@ def command(
         f"parameters. {' '.join(done.remarks)}\nWrote {done.folder}: {done.size / 1e9:.3f} GB",
         err=True,
     )
+
+
+def _export(name: str, folder: Path, revision: str | None) -> None:
+    from flash_mlx.convert.folder import appearing
+    from flash_mlx.hub import resolve_path
+    from flash_mlx.integrations.mlx_vlm import export
+    from flash_mlx.loading import DEMO
+
+    source = DEMO / "drafter" if name == "demo" else resolve_path(name, revision)
+    with appearing(folder) as partial:
+        export(source, partial)
+    click.echo(f"Wrote {folder}: mlx_vlm.generate --draft-model {folder}", err=True)

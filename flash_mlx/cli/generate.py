@@ -225,11 +225,8 @@ def _notices(model: Model, draft_model: str) -> Iterator[str]:
             f"Using the bundled demo model{own}: it is for trying flash-mlx and only knows drawn "
             "scenes. Choose another with --model."
         )
-    if draft_model == "auto" and model.draft_kind == "ngram":
-        yield (
-            f"No drafter is known for {model.name}, so drafts are looked up in the text so far "
-            "(ngram). Name one with --draft-model."
-        )
+    if draft_model == "auto" and not model.is_demo:
+        yield f"Drafter: {model.draft_reason}."
 
 
 def _print_stream(
