@@ -178,9 +178,7 @@ def _choose(draft: str | Path, target: str, path: Path, *, is_demo: bool) -> _Ch
     return _Choice(entry.drafter, folder, reason)
 
 
-def _attach(
-    model: Model, chosen: _Choice, block_size: int | None, drafting: Drafting
-) -> Model:
+def _attach(model: Model, chosen: _Choice, block_size: int | None, drafting: Drafting) -> Model:
     name, folder = chosen.name, chosen.folder
     plain = untapped(model.loaded)
     drafter: Drafter[Any] | None = None
