@@ -117,34 +117,20 @@ JOIN = Source(
     outputs=("out_ids", "out_logprobs"),
     header=TEMPLATES
     + r"""
-// The largest (or the sum) over 8 simdgroups of what each lane has; `shared` has 8 places.
-inline float flash_largest(float v, threadgroup float* shared, uint simd, uint lane) {
-  v = simd_max(v);
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  if (lane == 0) {
-    shared[simd] = v;
+// Joins what each lane of 8 simdgroups has; `shared` has 8 places, `nothing` changes no result.
+#define FLASH_JOIN(name, type, simd_join, nothing)                                        \
+  inline type name(type v, threadgroup type* shared, uint simd, uint lane) {              \
+    v = simd_join(v);                                                                     \
+    threadgroup_barrier(mem_flags::mem_threadgroup);                                      \
+    if (lane == 0) {                                                                      \
+      shared[simd] = v;                                                                   \
+    }                                                                                     \
+    threadgroup_barrier(mem_flags::mem_threadgroup);                                      \
+    return simd_join(lane < 8 ? shared[lane] : nothing);                                  \
   }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  return simd_max(lane < 8 ? shared[lane] : -INFINITY);
-}
-inline float flash_sum(float v, threadgroup float* shared, uint simd, uint lane) {
-  v = simd_sum(v);
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  if (lane == 0) {
-    shared[simd] = v;
-  }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  return simd_sum(lane < 8 ? shared[lane] : 0.0f);
-}
-inline int flash_lowest(int v, threadgroup int* shared, uint simd, uint lane) {
-  v = simd_min(v);
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  if (lane == 0) {
-    shared[simd] = v;
-  }
-  threadgroup_barrier(mem_flags::mem_threadgroup);
-  return simd_min(lane < 8 ? shared[lane] : 0x7fffffff);
-}
+FLASH_JOIN(flash_largest, float, simd_max, -INFINITY)
+FLASH_JOIN(flash_sum, float, simd_sum, 0.0f)
+FLASH_JOIN(flash_lowest, int, simd_min, 0x7fffffff)
 """,
     body=r"""
   // Threadgroup: one row of x. Rounds of "the best after the last one".

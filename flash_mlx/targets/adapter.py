@@ -21,7 +21,9 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from flash_mlx.decode import Cache, Output, Take
+from flash_mlx.kernels.few_rows import MAX_ROWS
 from flash_mlx.kernels.lmhead_topk import lmhead_topk, most_likely
+from flash_mlx.kernels.verify_qmm import verify_qmm
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets.cache import SequenceCache
 from flash_mlx.targets.decoder import Decoder
@@ -150,7 +152,7 @@ class MlxVlmTarget:
         ids = tree.tokens[None]
         causal = topology.is_chain and not self.family.prefix
         hidden = self._read_chain(ids, cache) if causal else self._read_tree(tree, cache)
-        return Output(self.lm_head(hidden), hidden)
+        return Output(self._verified(hidden), hidden)
 
     def embed(self, tokens: mx.array) -> mx.array:
         """Return [R, D], the embeddings of ids [R] as the decoder layers receive them."""
@@ -159,6 +161,13 @@ class MlxVlmTarget:
     def lm_head(self, hidden: mx.array) -> mx.array:
         """Return logits [R, V] of `hidden` [R, D]."""
         return self._decoder.head(hidden)
+
+    def _verified(self, hidden: mx.array) -> mx.array:
+        """Return what `lm_head` does, by the kernel for few rows, which has no gradient."""
+        packed = self._decoder.packed_head()
+        if packed is None or not 2 <= hidden.shape[0] <= MAX_ROWS:
+            return self.lm_head(hidden)
+        return verify_qmm(hidden, *packed)
 
     def best_tokens(self, hidden: mx.array, keep: int) -> tuple[mx.array, mx.array]:
         """Return the most likely tokens after `hidden` [R, D], if possible without their logits.

@@ -32,9 +32,16 @@ class FewRowsLinear(nn.QuantizedLinear):
 
 
 def use_few_rows(model: nn.Module) -> None:
-    """On Metal, give quantised layers the class above; weights and names stay."""
+    """On Metal, give quantised layers the class above; weights and names stay.
+
+    Not the LM head: a drafter's training takes gradients through it, and the kernel has none.
+    """
     if not metal.available():
         return
-    for module in model.modules():
-        if type(module) is nn.QuantizedLinear and module.mode == "affine":
+    for name, module in model.named_modules():
+        if (
+            name.rpartition(".")[2] != "lm_head"
+            and type(module) is nn.QuantizedLinear
+            and module.mode == "affine"
+        ):
             module.__class__ = FewRowsLinear

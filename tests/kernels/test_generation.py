@@ -155,7 +155,7 @@ def test_layers_change_their_class_only_on_metal(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(metal, "available", lambda: True)
     use_few_rows(target.model.language_model)
     layers = [m for m in target.model.language_model.modules() if isinstance(m, FewRowsLinear)]
-    assert len(layers) == 2 * 7 + 1
+    assert len(layers) == 2 * 7  # not the LM head
 
 
 def test_shapes_outside_the_guard_fall_back(
@@ -172,3 +172,16 @@ def test_shapes_outside_the_guard_fall_back(
     assert mx.array_equal(most_likely(logits, 1)[0][:, 0], mx.argmax(logits, axis=-1))
     assert forced.launches == []
     assert dispatch.mode() == "force"
+
+
+def test_gradients_pass_the_lm_head(target: MlxVlmTarget, forced: Emulator) -> None:
+    """A drafter is trained through the target's LM head, and kernels have no gradients."""
+    use_few_rows(target.model.language_model)
+    hidden = mx.random.normal((5, SIZE), key=mx.random.key(0))
+    gradient = mx.grad(lambda x: target.lm_head(x).sum())(hidden)
+    packed = target._decoder.packed_head()
+    assert packed is not None
+    weight = mx.dequantize(*packed[:3], group_size=packed[3], bits=packed[4])
+    assert mx.allclose(gradient, mx.broadcast_to(weight.sum(axis=0), (5, SIZE)), atol=1e-4)
+    assert mx.allclose(target._verified(hidden), target.lm_head(hidden), atol=1e-4)
+    assert forced.launches

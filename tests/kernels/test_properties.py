@@ -23,7 +23,7 @@ from emulator import Emulator
 from flash_mlx.kernels.accept_tree import ACCEPT_TREE
 from flash_mlx.kernels.dispatch import Kernel
 from flash_mlx.kernels.latent_pool import LATENT_POOL, latent_pool_kernel
-from flash_mlx.kernels.lmhead_topk import LMHEAD_TOPK, most_likely
+from flash_mlx.kernels.lmhead_topk import LMHEAD_TOPK, lmhead_topk, most_likely
 from flash_mlx.kernels.slot_attention import SLOT_ATTENTION
 from flash_mlx.kernels.tree_attention import TREE_ATTENTION
 from flash_mlx.kernels.trial import TOLERANCE, definition, worst_error
@@ -211,3 +211,13 @@ def test_pooling_is_a_mean_of_rows_where_scores_are_equal(emulator: Emulator) ->
     rows = mx.arange(64 * 16).reshape(16, 64).astype(mx.float32)
     _, total, sums = latent_pool_kernel(mx.zeros((3, 64)), rows)
     assert mx.allclose(sums / total, mx.broadcast_to(rows.mean(axis=0), (3, 64)))
+
+
+def test_a_head_may_hold_frequent_tokens_only(forced: Emulator) -> None:
+    x, *rest = quantized(3, 120, 128, 64, 4, mx.float32)
+    vocabulary = mx.array(np.sort(np.random.default_rng(0).permutation(5000)[:120]), mx.int32)
+    ids, logprobs = lmhead_topk(x, *rest, 6, vocabulary)
+    rows, expected = definition(LMHEAD_TOPK.ops, (x, *rest, 6))
+    assert mx.array_equal(ids, vocabulary[rows])
+    assert mx.allclose(logprobs, expected, atol=1e-5)
+    assert forced.launches
