@@ -27,6 +27,7 @@ from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.stats import GenerationStats, Phases, clocked
 from flash_mlx.targets import LoadedTarget
+from flash_mlx.targets.stock import stock_inputs
 
 PLAIN, MLX_VLM = "none", "mlx-vlm"
 TIMED_PROMPTS = 5  # prompts of the run that splits a round's time into phases
@@ -181,14 +182,13 @@ def _mlx_vlm_answer(loaded: LoadedTarget, prompt: Prompt, max_tokens: int) -> An
     """Answer through `mlx_vlm.stream_generate`, greedily, from the same arrays."""
     from mlx_vlm import stream_generate
 
-    inputs = {"pixel_values": None, "mask": None, **prompt.inputs}
+    inputs = stock_inputs(loaded, prompt)
     start = time.perf_counter()
     times, tokens = [], []
     for response in stream_generate(
         loaded.target.model,
         loaded.processor,
         "",
-        input_ids=mx.array(prompt.tokens)[None],
         max_tokens=max_tokens,
         temperature=0.0,
         **inputs,

@@ -16,6 +16,7 @@ from flash_mlx.processing import make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.targets import LoadedTarget
+from flash_mlx.targets.stock import stock_inputs
 from flash_mlx.tree import DraftTree, Topology
 from flash_mlx.verify import greedy_text
 from tiny import random_image
@@ -76,38 +77,19 @@ def mlx_vlm_ids(
     from mlx_vlm import stream_generate
 
     criteria = loaded.processor.tokenizer.stopping_criteria
-    family = loaded.family
-    ids = mx.array(prompt.tokens)[None]
-    inputs = {"pixel_values": None, **prompt.inputs}
-    if family.placed is not None:
-        ids = mx.array(once_an_image(prompt, family.placed))[None]
-    elif family.image_rows is not None and prompt.inputs:
-        # Its own way is not that of the family's authors: it is given the rows to put in.
-        inputs["cached_image_features"] = family.image_rows(loaded.target.model, inputs)[:, None]
     with monkeypatch.context() as patch:
         patch.setattr(criteria, "eos_token_ids", [])
         responses = stream_generate(
             loaded.target.model,
             loaded.processor,
             "",
-            input_ids=ids,
-            mask=mx.ones_like(ids) if family.attends_mask else None,
             max_tokens=max_tokens,
             temperature=0.0,
             **settings,
-            **inputs,
+            **stock_inputs(loaded, prompt),
         )
         # The last response repeats the last id.
         return [response.token for response in responses][:max_tokens]
-
-
-def once_an_image(prompt: Prompt, placed: int) -> list[int]:
-    """Return the ids with one `placed` for each image, as its processor writes them."""
-    ids, done = [], 0
-    for start, stop in prompt.image_spans:
-        ids += [*prompt.tokens[done:start], placed]
-        done = stop
-    return [*ids, *prompt.tokens[done:]]
 
 
 def run(target: Target, drafter: Drafter, prompt: Prompt, max_tokens: int) -> tuple:

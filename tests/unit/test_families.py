@@ -16,8 +16,9 @@ from flash_mlx.draft import FlashConfig, FlashDrafter, FlashModel
 from flash_mlx.processing import make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets import FAMILIES, LoadedTarget, MlxVlmTarget, anyres, load_target
+from flash_mlx.targets.stock import stock_inputs
 from flash_mlx.tree import Topology
-from identity import SHAPES, CorruptedOracle, ask, mlx_vlm_ids, once_an_image, run
+from identity import SHAPES, CorruptedOracle, ask, mlx_vlm_ids, run
 from passes import TREE, after, assert_same, one_by_one, paths, random_tokens, tree_of
 from tiny import (
     BUILDERS,
@@ -284,8 +285,8 @@ def test_one_fastvlm_picture_is_placed_as_mlx_vlm_places_it(tmp_path: Path) -> N
     with small_tower():
         loaded = load_target(BUILDERS["llava_qwen2"](tmp_path / "fastvlm"))
     prompt = ask(loaded, 1)
-    ids = mx.array(once_an_image(prompt, -200))[None]
-    theirs = loaded.target.model.get_input_embeddings(ids, prompt.inputs["pixel_values"])
+    stock = stock_inputs(loaded, prompt)
+    theirs = loaded.target.model.get_input_embeddings(stock["input_ids"], stock["pixel_values"])
     ours = loaded.target._decoder.read(prompt).embeds
     assert mx.allclose(ours, theirs.inputs_embeds, atol=1e-5)
 
