@@ -265,6 +265,21 @@ def test_a_hundred_clients_at_once(server: Server) -> None:
     wait_until_idle(server)
 
 
+def test_beyond_the_queue_a_client_is_told_to_come_back(server: Server) -> None:
+    stream = server.ask("Go on.", stream=True, max_tokens=90_000)
+    next(iter(stream))
+    with ThreadPoolExecutor(4) as clients:
+        waiting = [clients.submit(server.ask, "Hello.") for _ in range(4)]
+        while server.active() < 5:
+            time.sleep(0.01)
+        with pytest.raises(openai.RateLimitError) as refusal:
+            server.ask("Hello.")
+        stream.close()
+        assert [each.result().usage.completion_tokens for each in waiting] == [12] * 4
+    assert refusal.value.response.headers["retry-after"] == "1"
+    wait_until_idle(server)
+
+
 def test_what_cannot_be_served_is_one_line(
     tiny_llava: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
