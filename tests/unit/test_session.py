@@ -6,7 +6,9 @@ from itertools import zip_longest
 import mlx.core as mx
 import pytest
 
-from flash_mlx.draft import FlashConfig, FlashDrafter, FlashModel
+from flash_mlx.cost import Costs
+from flash_mlx.draft import FlashConfig, FlashDrafter, FlashModel, NgramDrafter
+from flash_mlx.draft.adaptive import paced
 from flash_mlx.generate import Model, generate, join, stream_generate, with_drafter
 from flash_mlx.messages import Message
 from flash_mlx.processing import make_chat_prompt, make_prompt
@@ -16,13 +18,14 @@ from flash_mlx.targets import LoadedTarget
 from tiny import random_image
 
 ONE, TWO = random_image(seed=1), random_image(70, 120, seed=2)
-KINDS = ["none", "ngram", "flash"]
+KINDS = ["none", "ngram", "flash", "paced"]
+COSTS = Costs(1.0, ((1, 1.0), (2, 1.1), (8, 1.2)), ((1, 0.1), (3, 0.1)))
 SETTINGS = {"max_tokens": 24, "temperature": 0.0}
 
 
 def model_with(loaded: LoadedTarget, kind: str) -> Model:
     bare = Model(loaded, None, "tiny", "none", "none", is_demo=False)
-    if kind != "flash":
+    if kind in ("none", "ngram"):
         return with_drafter(bare, kind)
     mx.random.seed(0)
     target = loaded.target
@@ -30,7 +33,9 @@ def model_with(loaded: LoadedTarget, kind: str) -> Model:
         target.hidden_size, target.vocab_size, 3, num_latents=4, num_heads=2, head_dim=16
     )
     drafter = FlashDrafter(FlashModel(config), target.embed, target.lm_head)
-    return replace(bare, drafter=drafter, draft_name="flash", draft_kind="flash")
+    if kind == "paced":
+        drafter = paced(drafter, lambda _, greedy: COSTS, lookup=NgramDrafter())
+    return replace(bare, drafter=drafter, draft_name=kind, draft_kind="flash")
 
 
 @pytest.fixture(params=KINDS)
