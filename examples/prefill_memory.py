@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--skip-one-pass", action="store_true", help="it takes most")
     args = parser.parse_args()
 
-    model = flash_mlx.load()
+    model = flash_mlx.load(drafting="fixed")
     loaded, drafter = model.loaded, model.drafter
     loaded.target.max_context = None
     prompt = make_prompt(loaded, "Compare these.", [PICTURE] * args.pictures)
