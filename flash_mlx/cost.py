@@ -24,11 +24,12 @@ Curve = tuple[tuple[int, float], ...]
 
 PRIOR = 0.7  # of a draft's acceptance, before any was seen
 PRIOR_TRIALS = 1.0  # what that belief weighs
+MEASURED_TRIALS = 10.0  # what it weighs if the drafter's training measured it
 MEMORY = 0.95  # of a round's evidence, what is left a round later
 PRIOR_GAIN = 1.3  # tokens per plain token of drafting, before any was done
 FIRST_DEPTH = 4  # of a text's first draft
 NO_LIMIT = 2**31
-RISK = 1.0  # plain tokens that a text may lose to drafting
+RISK = 1.0  # plain tokens that a text may lose to drafting; twice as many if that was measured
 RISK_PER_TOKEN = 0.005  # and what each of its tokens adds
 FIRST_GAP, LONGEST_GAP = 8, 128  # rounds parked before drafting is tried again
 
@@ -124,29 +125,34 @@ class Rate:
         trials: Their number.
         hits: Those accepted.
         expected: Sum of the probabilities that were forecast.
+        prior: Believed share accepted, before any was seen.
+        weight: Trials that this belief counts for.
     """
 
     trials: float = 0.0
     hits: float = 0.0
     expected: float = 0.0
+    prior: float = PRIOR
+    weight: float = PRIOR_TRIALS
 
     @property
     def accepted(self) -> float:
         """Share accepted, between the prior and what was seen."""
-        return (self.hits + PRIOR * PRIOR_TRIALS) / (self.trials + PRIOR_TRIALS)
+        return (self.hits + self.prior * self.weight) / (self.trials + self.weight)
 
     def correct(self, forecast: float) -> float:
         """Return a forecast shifted by how far off earlier ones were, in log-odds."""
-        expected = (self.expected + PRIOR * PRIOR_TRIALS) / (self.trials + PRIOR_TRIALS)
+        expected = (self.expected + self.prior * self.weight) / (self.trials + self.weight)
         shifted = _logit(forecast) + _logit(self.accepted) - _logit(expected)
         return 1 / (1 + math.exp(-shifted))
 
     def after(self, outcomes: Sequence[tuple[float, bool]]) -> Rate:
         """Return the rate a round later, with (forecast, accepted) of each draft it tried."""
-        return Rate(
-            MEMORY * self.trials + len(outcomes),
-            MEMORY * self.hits + sum(hit for _, hit in outcomes),
-            MEMORY * self.expected + sum(forecast for forecast, _ in outcomes),
+        return replace(
+            self,
+            trials=MEMORY * self.trials + len(outcomes),
+            hits=MEMORY * self.hits + sum(hit for _, hit in outcomes),
+            expected=MEMORY * self.expected + sum(forecast for forecast, _ in outcomes),
         )
 
 
@@ -172,6 +178,7 @@ class Pace:
         depth: Deepest draft that the next round may try: few ahead, unless drafting pays well.
         wait: Rounds still to park.
         gap: Rounds that the next parking takes.
+        belief: Chance that a draft is accepted if those before it are, from the drafter's training.
     """
 
     costs: Costs
@@ -183,6 +190,12 @@ class Pace:
     depth: int = FIRST_DEPTH
     wait: int = 0
     gap: int = FIRST_GAP
+    belief: float = PRIOR
+
+    @classmethod
+    def begin(cls, costs: Costs, belief: float = PRIOR) -> Pace:
+        """Return the pace of a new text; a drafter known to be good drafts far ahead at once."""
+        return cls(costs, belief=belief, depth=NO_LIMIT if belief > PRIOR else FIRST_DEPTH)
 
     @property
     def gain(self) -> float:
@@ -191,7 +204,13 @@ class Pace:
 
     def rate(self, kind: Hashable) -> Rate:
         """Return what is known of a kind of draft."""
+        if self.belief > PRIOR and isinstance(kind, tuple) and kind[0] == "draft":
+            return self.rates.get(kind, Rate(prior=self.belief, weight=MEASURED_TRIALS))
         return self.rates.get(kind, NO_RATE)
+
+    def hope(self, depth: int) -> float:
+        """Return the chance that a chain of this depth is accepted to its end."""
+        return math.prod(self.rate(("draft", slot)).accepted for slot in range(depth))
 
     def reach(self, limit: int) -> int:
         """Return how far ahead to draft: the depth of the chain with most tokens per time.
@@ -223,14 +242,19 @@ class Pace:
     def affords(self, rows: int, depth: int) -> bool:
         """Whether such a round, if nothing of it is accepted, keeps the text's loss in bounds."""
         loss = self.spent - self.tokens + self.costs.round(rows) + self.costs.draft(depth) - 1
-        return loss <= RISK + RISK_PER_TOKEN * (self.tokens + 1)
+        return loss <= self.risk + RISK_PER_TOKEN * (self.tokens + 1)
+
+    @property
+    def risk(self) -> float:
+        """Plain tokens that the text may lose before any of its own is counted."""
+        return 2 * RISK if self.belief > PRIOR else RISK
 
     def settled(self) -> Pace:
         """Return the pace parked until the smallest draft is affordable; itself, if it is."""
         if self.wait or self.affords(2, 1):
             return self
         loss = self.spent - self.tokens + self.costs.round(2) + self.costs.draft(1) - 1
-        missing = (loss - RISK) / RISK_PER_TOKEN - self.tokens - 1
+        missing = (loss - self.risk) / RISK_PER_TOKEN - self.tokens - 1
         return replace(self, wait=max(1, math.ceil(missing)))
 
     def parked(self, num_tokens: int) -> Pace:

@@ -30,7 +30,7 @@ from flash_mlx.draft.drafter import FlashDrafter
 from flash_mlx.processing import make_prompt
 from flash_mlx.targets import LoadedTarget, load_target
 from flash_mlx.train import Batch, Example, Teacher, TrainConfig, Trainer, TrainingCallback
-from flash_mlx.train.validate import mean_acceptance_length
+from flash_mlx.train.validate import BEST_BY, mean_acceptance_length
 from language import CAPTION_PROMPTS
 from model import Llava, TextShape, VisionShape
 from render import render
@@ -113,7 +113,7 @@ def measured(loaded: LoadedTarget, model: FlashModel, scenes: int) -> dict[str, 
         make_prompt(loaded, CAPTION_PROMPTS[i % 5], [picture_of(TUNING + i)]) for i in range(scenes)
     ]
     return {
-        f"mean_acceptance_length_t{temperature:g}": round(
+        name: round(
             mean_acceptance_length(
                 loaded.target,
                 drafter,
@@ -124,7 +124,7 @@ def measured(loaded: LoadedTarget, model: FlashModel, scenes: int) -> dict[str, 
             ),
             3,
         )
-        for temperature in (0.0, 1.0)
+        for name, temperature in ((BEST_BY, 0.0), (f"{BEST_BY}_t1", 1.0))
     }
 
 

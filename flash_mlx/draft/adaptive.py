@@ -6,7 +6,8 @@ second. Where drafting does not pay it is parked: the target decodes plainly, re
 rows that the drafter has not read are kept until it is asked again.
 
 Greedy, the drafts are known on the host, which grows the tree from them (`tree.best_first`); that
-is the one time that drafting waits for the device. Sampled drafts are a chain, drawn from laws that
+is the one time that drafting waits for the device. A block that is likely to be accepted as a whole
+is not looked at. Sampled drafts are a chain, drawn from laws that
 nobody looks at before deciding how long it is, or else the text's own.
 
 Shapes:
@@ -21,7 +22,7 @@ from typing import Any, Protocol
 
 import mlx.core as mx
 
-from flash_mlx.cost import Costs, Pace, explain
+from flash_mlx.cost import PRIOR, Costs, Pace, explain
 from flash_mlx.decode import ROOT_ALONE, Drafter, ReadingDrafter
 from flash_mlx.draft.drafter import FlashDrafter
 from flash_mlx.draft.ngram import PATIENCE, NgramDrafter, NgramState
@@ -41,6 +42,7 @@ from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Node, Topology, best_first
 
 WIDTH = 3  # tokens that a slot may bring
+SURE = 0.4  # a whole block this likely to be accepted is verified without a look at its drafts
 
 
 class CostsOf(Protocol):
@@ -127,8 +129,10 @@ class AdaptiveDrafter:
         Costs that are not known yet are measured now.
         """
         costs = self.costs(state.num_rows, greedy=sampler.greedy)
-        pace = Pace(costs) if state.pace is None else replace(state.pace, costs=costs)
-        pace = pace.settled()
+        if state.pace is None:
+            pace = Pace.begin(costs, self._belief()).settled()
+        else:
+            pace = replace(state.pace, costs=costs).settled()
         if pace.wait:
             state.offers[:] = [Offer(pace, ahead=True)]
             alone = mx.array([root], dtype=mx.int32)
@@ -138,6 +142,8 @@ class AdaptiveDrafter:
         if sampler.greedy and not reach:
             offer = self._grow(pace, None, 0, None, state.lookup)
         elif sampler.greedy and isinstance(self.drafter, FlashDrafter):
+            if reach == self.drafter.block_size and pace.hope(reach) >= SURE:
+                return self._ask(root, Offer(pace, main, None, reach), state, sampler, key)
             found = self.drafter.candidates(main, reach, WIDTH if self.trees else 1)
             candidates = slots(found)
             if candidates is None:
@@ -166,7 +172,7 @@ class AdaptiveDrafter:
             pace = offer.pace.parked(len(tokens))
         else:
             if offer.nodes is None:
-                outcomes = outcomes_of_chain(offer.depth, tokens)
+                outcomes = outcomes_of_chain(offer.pace, offer.depth, tokens)
             else:
                 outcomes = outcomes_of(offer.nodes, tokens)
             pace = offer.pace.after(len(tokens), offer.rows, offer.depth, outcomes)
@@ -181,6 +187,12 @@ class AdaptiveDrafter:
     def explain(self, num_rows: int, outcomes: Mapping[tuple[int, int], int]) -> str:
         """Return in a line how much was drafted of a text, and why; see `cost.explain`."""
         return explain(self.costs(num_rows, greedy=True), outcomes)
+
+    def _belief(self) -> float:
+        """Return how often the drafter's drafts are accepted, as far as that is known."""
+        if isinstance(self.drafter, FlashDrafter):
+            return self.drafter.model.config.expected_acceptance
+        return PRIOR
 
     def _reach(self, pace: Pace) -> int:
         """Return how far the drafter shall draft; 0: not at all."""

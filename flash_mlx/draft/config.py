@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from flash_mlx.cost import PRIOR
 from flash_mlx.draft.settings import Settings, require_even
 
 
@@ -35,6 +36,8 @@ class FlashConfig(Settings):
         recurrent_size: Width of the recurrent network that corrects slot i's output by the tokens
             of slots 0 to i - 1; 0 has none. Better than the other two (measured), and instead of
             `hydra_size`.
+        expected_acceptance: Chance that a draft is accepted if those before it are, as training
+            measured it; only decides how far ahead a text's first drafts go.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -69,6 +72,7 @@ class FlashConfig(Settings):
     markov_rank: int = 0
     hydra_size: int = 0
     recurrent_size: int = 0
+    expected_acceptance: float = PRIOR
 
     def __post_init__(self) -> None:
         """Check types and ranges, and fill in the MLP's width."""
@@ -76,6 +80,11 @@ class FlashConfig(Settings):
             object.__setattr__(self, "intermediate_size", 4 * self.hidden_size)
         super().__post_init__()
         require_even(self.head_dim)
+        if self.expected_acceptance > 1:
+            raise ValueError(
+                "expected_acceptance of a drafter must be a share, at most 1; "
+                f"got {self.expected_acceptance}."
+            )
         if self.hydra_size and self.recurrent_size:
             raise ValueError(
                 "A drafter must have hydra_size or recurrent_size, not both; "

@@ -16,7 +16,7 @@ from typing import cast
 import mlx.core as mx
 import numpy as np
 
-from flash_mlx.cost import PRIOR, Pace
+from flash_mlx.cost import Pace
 from flash_mlx.draft.choice import Candidates
 from flash_mlx.draft.ngram import NgramState
 from flash_mlx.tree import Node
@@ -106,10 +106,14 @@ def chain_value(pace: Pace, depth: int) -> float:
     return pace.value(sum(hopes), 1 + depth, depth)
 
 
-def outcomes_of_chain(depth: int, tokens: tuple[int, ...]) -> Outcomes:
-    """Return what became of a chain that is `depth` long, in a round that brought these tokens."""
-    tried = range(min(depth, len(tokens)))
-    return {("draft", slot): [(PRIOR, slot < len(tokens) - 1)] for slot in tried}
+def outcomes_of_chain(pace: Pace, depth: int, tokens: tuple[int, ...]) -> Outcomes:
+    """Return what became of a chain that is `depth` long, in a round that brought these tokens.
+
+    Nobody looked at its drafts, so their forecasts are what was known of their slots.
+    """
+    kinds = [("draft", slot) for slot in range(min(depth, len(tokens)))]
+    hits = [slot < len(tokens) - 1 for slot in range(len(kinds))]
+    return {kind: [(pace.rate(kind).accepted, hit)] for kind, hit in zip(kinds, hits, strict=True)}
 
 
 def outcomes_of(nodes: Sequence[Node], tokens: tuple[int, ...]) -> Outcomes:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast
 
@@ -29,6 +29,7 @@ from flash_mlx.train.order import Epochs, TextFirst
 from flash_mlx.train.state import RunState, flat, forget_metrics_after, log_metrics
 from flash_mlx.train.step import Step
 from flash_mlx.train.teacher import Teacher
+from flash_mlx.train.validate import BEST_BY, expected_acceptance
 
 
 class TrainingCallback:
@@ -97,6 +98,7 @@ class Trainer:
         self._step = Step(model, teacher, self._optimizer, self._ema, config)
         self.best: float | None = None
         self._worse = 0  # validations since the best one
+        self._length: float | None = None  # mean acceptance length, measured last
         self._sums: list[tuple[mx.array, mx.array, mx.array]] = []
         self._target_seconds, self._rows = 0.0, 0  # since the last report
         self._ahead: tuple[int, list[Batch]] = (-1, [])
@@ -184,11 +186,16 @@ class Trainer:
     def _save_drafter(self) -> None:
         training = {"steps": self.step, **asdict(self.config)}
         metadata = {"target": self._target_info, "training": training}
-        save_drafter(self.averaged(), self.output, metadata)
+        model = self.averaged()
+        if self._length is not None:
+            known = expected_acceptance(self._length, model.config.block_size)
+            model.config = replace(model.config, expected_acceptance=known)
+        save_drafter(model, self.output, metadata)
 
     def _measure(self, validate: Callable[[FlashModel], Mapping[str, float]]) -> None:
         """Measure the averaged weights, and keep them if they are the best."""
         info = {"iteration": self.step, **validate(self.averaged())}
+        self._length = info.get(BEST_BY)
         if name := self.config.best_by:
             value = info[name]
             self._worse += 1

@@ -76,6 +76,24 @@ def validator(
     return validate
 
 
+def expected_acceptance(length: float, block_size: int) -> float:
+    """Return the chance a that a draft is accepted if those before it are, alike for all slots.
+
+    Of a block of k drafts, a + a^2 + ... + a^k are then accepted, which is the length but for the
+    target's own token.
+
+    Args:
+        length: Mean acceptance length, in which each round drafted a whole block.
+        block_size: k.
+    """
+    low, high = 0.01, 0.99
+    for _ in range(20):
+        middle = (low + high) / 2
+        accepted = sum(middle**slot for slot in range(1, block_size + 1))
+        low, high = (middle, high) if accepted < length - 1 else (low, middle)
+    return round(low, 3)
+
+
 def hold_out(
     items: Sequence[T], group_of: Callable[[T], object], most: int, seed: int
 ) -> tuple[list[T], list[T]]:

@@ -30,6 +30,7 @@ CURVES = {
     "hopeless": Costs(1.0, ((1, 1.0), (2, 5.0)), ((1, 3.0), (3, 4.0))),
 }
 CHANGES = {"independent": {}, "in turn": {"hydra_size": 5}, "recurrent": {"recurrent_size": 4}}
+CHANGES["trusted"] = {"recurrent_size": 4, "expected_acceptance": 0.97}  # whole blocks, unseen
 
 
 def costs_of(curve: str) -> Callable[..., Costs]:

@@ -48,9 +48,9 @@ def texts(reliability: float) -> list[list[int]]:
     return [[kept(int(count)) for count in text] for text in RECORDED]
 
 
-def replay(accepted: list[int], costs: Costs) -> tuple[float, list[int]]:
+def replay(accepted: list[int], costs: Costs, belief: float = PRIOR) -> tuple[float, list[int]]:
     """Return the speed-up over plain decoding, by these costs, and the depths chosen."""
-    pace, place, spent, depths = Pace(costs).settled(), 0, 0.0, []
+    pace, place, spent, depths = Pace.begin(costs, belief).settled(), 0, 0.0, []
     while place < len(accepted):
         if pace.wait:
             pace, place, spent = pace.parked(1), place + 1, spent + 1
@@ -97,6 +97,29 @@ def test_a_drafter_that_becomes_good_is_found_out() -> None:
     assert depths[0] > 0
     assert depths[10:100].count(0) > 80
     assert sum(depth > 1 for depth in depths[-40:]) == 40
+
+
+def test_a_drafter_known_to_be_good_drafts_far_ahead_at_once() -> None:
+    costs = Costs(1.0, CURVES["CPU"], DRAFTS)
+    known = [replay([int(c) for c in text], costs, 0.95) for text in RECORDED]
+    unknown = [replay([int(c) for c in text], costs) for text in RECORDED]
+    assert all(depths[0] == DEPTH for _, depths in known)
+    assert all(depths[0] < DEPTH for _, depths in unknown)
+    assert statistics.mean(s for s, _ in known) > 1.02 * statistics.mean(s for s, _ in unknown)
+
+
+def test_a_drafter_known_to_be_good_is_parked_where_it_is_not() -> None:
+    costs = Costs(1.0, CURVES["CPU"], DRAFTS)
+    speed_ups = [replay(text, costs, 0.95)[0] for text in texts(0.0)]
+    assert 0.95 < statistics.median(speed_ups) < 0.99
+
+
+def test_a_belief_weighs_against_a_few_refusals() -> None:
+    outcomes = {("draft", 0): [(0.95, False)]}
+    costs = Costs(1.0, CURVES["CPU"], DRAFTS)
+    after = [Pace.begin(costs, belief).after(1, 2, 1, outcomes) for belief in (0.95, PRIOR)]
+    assert after[0].rate(("draft", 0)).accepted > 0.8 > 0.5 > after[1].rate(("draft", 0)).accepted
+    assert after[0].rate(("sibling", 1)) == after[1].rate(("sibling", 1))
 
 
 def test_pauses_grow_while_nothing_is_accepted() -> None:

@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from flash_mlx.checkpoint import load_model
+from flash_mlx.checkpoint import load_model, read_config
 from flash_mlx.decode import NoDrafter, decode
 from flash_mlx.draft import FlashConfig, FlashDrafter, FlashModel
 from flash_mlx.prompt import Prompt
@@ -372,3 +372,11 @@ def test_states_that_stay_in_memory_are_the_same_and_read_once(tmp_path):
     assert len(reads) == 4
     before, after = parameters(plain.model), parameters(kept.model)
     assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+def test_the_drafter_says_how_often_it_was_accepted(tmp_path):
+    measured = {"mean_acceptance_length": 1 + 0.5 + 0.25 + 0.125}
+    trainer = make_trainer(tmp_path, replace(SHORT, iterations=2), validate=lambda _: measured)
+    assert trainer.run()
+    assert SMALL.block_size == 3
+    assert read_config(tmp_path).expected_acceptance == pytest.approx(0.5, abs=1e-3)
