@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flash_mlx.convert import convert_drafter
 from flash_mlx.draft.kinds import KINDS
 from flash_mlx.files import read_json
 from flash_mlx.hub import resolve_path
@@ -77,6 +76,9 @@ def fetch(entry: Entry, name: str, target: Path) -> Path:
     slug = re.sub(r"[^\w.-]+", "--", f"{entry.drafter}--for--{name}")
     folder = root / "drafters" / slug
     if not (folder / "config.json").is_file():
+        # Not at the top: it is missing where this package is imported from the bare tree.
+        from flash_mlx.convert import convert_drafter
+
         source = resolve_path(entry.drafter, torch_files=True)
         convert_drafter(source, folder, name=entry.drafter, target=target, kind=entry.kind)
     return folder

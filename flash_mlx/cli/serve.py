@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 
 import click
 
@@ -97,6 +99,12 @@ def command(
             timeout_graceful_shutdown=3,
         )
         uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        engine.close()
+        listener.close()
+        sys.stderr.flush()
+        # Now and then MLX's threads abort the process while the interpreter takes them down.
+        os._exit(130)
     finally:
         engine.close()
         listener.close()

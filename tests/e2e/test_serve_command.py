@@ -66,6 +66,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     edit_json(model, "generation_config.json", eos_token_id=399)
     drafter = make_drafter(tmp_path_factory.mktemp("drafter"))
     process = start("serve", "--model", model, "--draft-model", drafter, "--port", 0,
+                    "--draft-block-size", 3,
                     "--max-waiting", 4, "--max-body-mb", 1, "--max-megapixels", 1,
                     "--max-tokens", 90_000, environment={"FLASH_MLX_API_KEY": KEY})  # fmt: skip
     line = process.stderr.readline().decode()
@@ -76,13 +77,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield Server(process, found[0], model, drafter, client, rude)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 130
+    assert process.returncode == 130, err.decode()[-2000:]
     assert "Traceback" not in err.decode()
 
 
 @pytest.fixture(scope="module")
 def model(server: Server) -> Model:
-    return load(server.model, server.drafter)
+    return load(server.model, server.drafter, draft_block_size=3)
 
 
 def test_an_answer_is_that_of_generate(server: Server, model: Model) -> None:

@@ -31,7 +31,8 @@ def plain(tiny_llava: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def drafted(tiny_llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
-    return load(str(tiny_llava), draft=make_drafter(tmp_path_factory.mktemp("drafter")))
+    drafter = make_drafter(tmp_path_factory.mktemp("drafter"))
+    return load(str(tiny_llava), draft=drafter, drafting="fixed")
 
 
 def stopping_at(model: Model, *ids: int) -> Model:

@@ -139,5 +139,6 @@ def test_colours_are_for_terminals_that_want_them(
     if no_color:
         monkeypatch.setenv("NO_COLOR", no_color)
     words = ["generate", "--model", str(tiny_llava), "--prompt", "a b c a b c a b", "--temp", "0"]
+    words += ["--draft-block-size", "4"]  # whatever it costs here
     assert run([*words, "--max-tokens", "60", "--no-verbose", "--show-drafts"]) == 0
     assert ("\x1b[" in screen.getvalue()) == (terminal and not no_color)
