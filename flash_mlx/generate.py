@@ -19,7 +19,7 @@ import mlx.core as mx
 from PIL import Image
 
 from flash_mlx.decode import NoDrafter, Target, decode
-from flash_mlx.loading import Model, load, with_drafter
+from flash_mlx.loading import Model, load, untapped, with_drafter
 from flash_mlx.penalties import CONTEXT_SIZE, make_penalties
 from flash_mlx.processed import LogitsProcessor, processed
 from flash_mlx.processing import ImageSource, make_prompt
@@ -169,6 +169,8 @@ def stream_generate(
     elif image is not None or system is not None:
         raise ValueError("A ready prompt must hold its images and its system message already.")
     drafter = NoDrafter() if model.drafter is None else model.drafter
+    if untapped(model.loaded).target.family.prefix:
+        store = None  # its prompts are read at once, so nothing of one can be kept for another
     reading = Reading(store, model.target, drafter, prompt)
     return _respond(
         model, reading, process, sampler, max_tokens=max_tokens, stop=strings, seed=seed

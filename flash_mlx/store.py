@@ -127,7 +127,12 @@ class TextStore:
         return found
 
     def put(self, text: KeptText) -> None:
-        """Keep a text; drop the least recently used ones that have no room beside it."""
+        """Keep a text; drop the least recently used ones that have no room beside it.
+
+        One that has no room at all is not kept.
+        """
+        if text.nbytes > self.max_bytes:
+            return
         self._texts.append(text)
         while self._texts and self.nbytes > self.max_bytes:
             del self._texts[0]

@@ -23,6 +23,7 @@ import mlx.core as mx
 import numpy as np
 
 from flash_mlx.decode import Drafter, NoDrafter, Target, decode
+from flash_mlx.draft.adaptive import unpaced
 from flash_mlx.joint_law import LawTest, check_law
 from flash_mlx.measure import first_difference, read_answer
 from flash_mlx.prompt import Prompt
@@ -181,7 +182,7 @@ def verify(
         key = mx.random.key(settings.seed)
         laws += check_law(
             target,
-            drafter,
+            unpaced(drafter) or drafter,  # a parked drafter would prove nothing
             prompt,
             first,
             sampler,

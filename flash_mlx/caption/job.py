@@ -53,7 +53,7 @@ class Job:
         self._rows = None if output is None else RowFile(Path(output), resume=resume)
         self._sidecar = sidecar
         try:
-            done, stale = _read_done(items, self._rows) if self._rows else ({}, set())
+            done, stale = _read_done(items, self._rows) if self._rows else ({}, {})
             self.todo = [item for item in items if (item.path, item.prompt) not in done]
             if sidecar:
                 _check_sidecars(items, self.todo, stale)
@@ -103,7 +103,7 @@ def _key(row: Mapping[str, Any]) -> Key:
     return row["path"], row.get("prompt")
 
 
-def _read_done(items: Sequence[Item], rows: RowFile) -> tuple[dict[Key, str | None], set[Key]]:
+def _read_done(items: Sequence[Item], rows: RowFile) -> tuple[dict[Key, str | None], ...]:
     """Compare rows with the pictures as they are now.
 
     Returns:
@@ -111,7 +111,7 @@ def _read_done(items: Sequence[Item], rows: RowFile) -> tuple[dict[Key, str | No
     """
     files: dict[Key, Path | None] = {(item.path, item.prompt): item.file for item in items}
     done: dict[Key, str | None] = {}
-    stale: set[Key] = set()
+    stale: dict[Key, str | None] = {}
     for row in rows:
         key = _key(row)
         file = files.get(key)
@@ -119,8 +119,8 @@ def _read_done(items: Sequence[Item], rows: RowFile) -> tuple[dict[Key, str | No
         if now is None or now == row.get("sha256"):
             done[key] = row.get("text")
         else:
-            stale.add(key)
-    return done, stale - done.keys()
+            stale[key] = row.get("text")
+    return done, {key: text for key, text in stale.items() if key not in done}
 
 
 def _sha256(file: Path) -> str | None:
@@ -140,8 +140,15 @@ def _write_sidecar(file: Path, text: str) -> None:
         new.write_text(text, encoding="utf-8")
 
 
-def _check_sidecars(items: Sequence[Item], todo: Sequence[Item], stale: set[Key]) -> None:
+def _check_sidecars(
+    items: Sequence[Item], todo: Sequence[Item], stale: Mapping[Key, str | None]
+) -> None:
     """Find out before anything is described whether all sidecars can be written.
+
+    Args:
+        items: All pictures.
+        todo: Those to describe.
+        stale: What was said of pictures that are others now; only that may be replaced.
 
     Raises:
         OSError: A folder of pictures cannot be written.
@@ -160,8 +167,10 @@ def _check_sidecars(items: Sequence[Item], todo: Sequence[Item], stale: set[Key]
                 f"would share {file}. Rename one, or leave --sidecar out."
             )
     for item in todo:
-        file = files.get(item)
-        if file is not None and (item.path, item.prompt) not in stale and file.exists():
+        file, said = files.get(item), stale.get((item.path, item.prompt))
+        if file is None or not file.exists():
+            continue
+        if said is None or file.read_bytes() != said.encode():
             raise FileExistsError(
                 f"A caption must not replace another text; {file} exists. Move such files away, "
                 "or leave --sidecar out."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 
 import click
 
@@ -76,6 +75,8 @@ def command(
     from flash_mlx.integrations.engine import Engine
     from flash_mlx.integrations.server import ServerSettings, make_app
 
+    if api_key is None and "FLASH_MLX_API_KEY" in os.environ:
+        api_key = ""  # click takes an empty variable for none, and that would serve everyone
     if api_key is not None and not (api_key.strip() and api_key.isascii()):
         raise click.UsageError("--api-key must be ASCII text, and not empty.")
     listener = socket.create_server((host, port))  # before the model: a taken port is known soon
@@ -99,12 +100,6 @@ def command(
             timeout_graceful_shutdown=3,
         )
         uvicorn.Server(config).run(sockets=[listener])
-    except KeyboardInterrupt:
-        engine.close()
-        listener.close()
-        sys.stderr.flush()
-        # Now and then MLX's threads abort the process while the interpreter takes them down.
-        os._exit(130)
     finally:
         engine.close()
         listener.close()

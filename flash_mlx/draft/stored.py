@@ -27,8 +27,20 @@ def folder() -> Path:
     if chosen:
         return Path(chosen)
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "flash-mlx"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flash-mlx"
+        return _home() / "Library" / "Caches" / "flash-mlx"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "flash-mlx"
+
+
+def _home() -> Path:
+    """Return the user's folder; some daemons have none.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise FileNotFoundError(str(error)) from error
 
 
 def machine() -> dict[str, str]:
@@ -55,10 +67,10 @@ def store_costs(costs: Costs, key: Mapping[str, str]) -> Costs | None:
     Returns:
         Those that are stored now; None if nothing can be.
     """
-    file = _file(key)
-    new = file.with_name(f".{file.name}.{os.getpid()}")
     entry = {"key": dict(key), **asdict(costs)}
     with suppress(OSError):
+        file = _file(key)
+        new = file.with_name(f".{file.name}.{os.getpid()}")
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
             new.write_text(json.dumps(entry, indent=1) + "\n", encoding="utf-8")
@@ -73,8 +85,8 @@ def store_costs(costs: Costs, key: Mapping[str, str]) -> Costs | None:
 
 def read_costs(key: Mapping[str, str]) -> Costs | None:
     """Return the costs stored under a key; None if there are none, or they are damaged."""
-    file = _file(key)
     try:
+        file = _file(key)
         entry: dict[str, Any] = read_json(file)
         if entry["key"] != key:
             return None

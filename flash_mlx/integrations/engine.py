@@ -67,6 +67,7 @@ class Engine:
         """Start to load."""
         self._jobs: queue.Queue[Job | None] = queue.Queue()
         self._stopped = threading.Event()
+        self._done = threading.Event()
         self._model: Future[Model] = Future()
         self._thread = threading.Thread(target=self._run, args=(load,), name="engine", daemon=True)
         self._thread.start()
@@ -90,9 +91,15 @@ class Engine:
         """Give up what is under way and end the thread."""
         self._stopped.set()
         self._jobs.put(None)
-        self._thread.join()
+        self._done.wait()
 
     def _run(self, load: Callable[[], Model]) -> None:
+        self._work(load)
+        self._done.set()
+        # MLX's state of a thread that ends while the interpreter does aborts the process.
+        threading.Event().wait()
+
+    def _work(self, load: Callable[[], Model]) -> None:
         try:
             model = load()
         except BaseException as error:  # noqa: BLE001  handed to whoever waits

@@ -144,11 +144,21 @@ class AnswerFile:
 
         Raises:
             OSError: If it cannot be read or written.
+            ValueError: If it holds something else.
         """
         self._file = file
         self._answers: dict[str, tuple[int, ...]] = {}
         content = file.read_bytes() if file.is_file() else b""
         whole = content[: content.rfind(b"\n") + 1]
+        start = b'{"key": '
+        rest = content[len(whole) :]
+        if not all(
+            each[: len(start)] == start[: len(each)] for each in (*whole.splitlines(), rest)
+        ):
+            raise ValueError(
+                f"The file of answers must hold answers of this command; {file} holds something "
+                "else. Name a new file."
+            )
         for line in whole.splitlines():
             try:
                 row = json.loads(line)

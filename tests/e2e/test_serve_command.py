@@ -293,3 +293,11 @@ def test_what_cannot_be_served_is_one_line(
     assert "in use" in first
     assert "/none" in second
     assert run(["serve", "--port", "0", "--api-key", " "]) == 2
+
+
+def test_an_empty_key_is_not_no_key(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FLASH_MLX_API_KEY", "")
+    assert run(["serve", "--port", "0"]) == 2
+    assert "not empty" in capfd.readouterr().err

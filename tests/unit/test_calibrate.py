@@ -169,3 +169,21 @@ def test_a_text_is_explained() -> None:
     )
     assert "over 2, 8 rows takes 1.10, 1.50, drafting 1 to 7 tokens 0.10 to 0.20 times" in line
     assert "none in 2 passes, as it does not pay" in drafter.explain(10, {(0, 0): 2})
+
+
+@pytest.mark.usefixtures("folder")
+def test_one_point_is_no_curve(llava: LoadedTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    lone = measuring(Costs(1.0, ((1, 1.0),)), steady=True, calls=[])
+    monkeypatch.setattr(Calibrator, "_measure", lone)
+    assert calibrator(llava).costs(300, greedy=True) == NOMINAL
+    assert calibrator(llava).costs(300, greedy=False) == NOMINAL
+
+
+def test_without_a_home_nothing_is_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("FLASH_MLX_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert store_costs(SOUND, {"a": "b"}) is None

@@ -212,6 +212,18 @@ def test_a_sidecar_never_replaces_another_text(model: Model, photos: Path, tmp_p
         caption(model, photos, sidecar=True, output=tmp_path / "out.jsonl", resume=True)
 
 
+def test_a_changed_picture_does_not_give_its_notes_away(
+    model: Model, photos: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    list(caption(model, photos, output=output, **SETTINGS))
+    random_image(seed=78).save(photos / "2.png")
+    (photos / "2.txt").write_text("written by hand")
+    with pytest.raises(FileExistsError, match=r"2\.txt exists"):
+        caption(model, photos, output=output, sidecar=True, resume=True)
+    assert (photos / "2.txt").read_text() == "written by hand"
+
+
 def test_memory_stays_flat(model: Model, tmp_path: Path) -> None:
     random_image(600, 400).save(tmp_path / "0.bmp")  # 0.72 MB
     for number in range(1, 110):

@@ -304,6 +304,7 @@ def test_the_command_fails_where_drafts_are_believed(
 ) -> None:
     words = ["verify", "--model", str(tiny_llava), "--limit", "1", "--max-tokens", "30"]
     words += ["--temperature", "0", "--draft-model", "ngram", "--prompt", "a b a b a b"]
+    words += ["--draft-block-size", "4"]  # whatever it costs here
     assert cli.run(words) == 0
     out = capfd.readouterr().out
     assert "identical: 1 answers, 30 tokens" in out

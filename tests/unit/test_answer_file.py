@@ -1,0 +1,26 @@
+"""The file of answers loses nothing, of its own or of others."""
+
+from pathlib import Path
+
+import pytest
+
+from flash_mlx.train.answers import AnswerFile
+
+
+@pytest.mark.parametrize("content", [b'[{"image": "a.png"}]', b"notes\nmore", b'{"id": 1}\n'])
+def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "llava.json"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="something else"):
+        AnswerFile(file)
+    assert file.read_bytes() == content
+
+
+def test_an_answer_that_was_cut_off_is_removed(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    AnswerFile(file).add("a", {}, (1, 2))
+    whole = file.read_bytes()
+    for end in range(1, len(whole)):
+        file.write_bytes(whole + whole[:end])
+        assert AnswerFile(file).get("a") == (1, 2)
+        assert file.read_bytes() == whole
