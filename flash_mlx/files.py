@@ -9,6 +9,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,24 @@ class Tensor:
 
     dtype: str
     shape: tuple[int, ...]
+
+
+def cache_folder() -> Path:
+    """Return where to keep what can be made again.
+
+    It is `FLASH_MLX_CACHE`, or else the platform's cache folder.
+
+    Raises:
+        FileNotFoundError: If the user has no home; some daemons have none.
+    """
+    if chosen := os.environ.get("FLASH_MLX_CACHE"):
+        return Path(chosen)
+    try:
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Caches" / "flash-mlx"
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flash-mlx"
+    except RuntimeError as error:
+        raise FileNotFoundError(str(error)) from error
 
 
 def read_json(file: Path) -> dict[str, object]:

@@ -4,7 +4,7 @@ The list is `registry.json` beside this file. The user's own list, of the same f
 the file that `FLASH_MLX_REGISTRY` names, else `~/.config/flash-mlx/registry.json`. A target's MLX
 conversions (`mlx-community/NAME-4bit`) count as the target.
 
-Converted drafters are kept in `FLASH_MLX_CACHE`, else `~/.cache/flash-mlx`.
+Converted drafters are kept in the cache folder (`files.cache_folder`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flash_mlx.draft.kinds import KINDS
-from flash_mlx.files import read_json
+from flash_mlx.files import cache_folder, read_json
 from flash_mlx.hub import resolve_path
 
 SHIPPED = Path(__file__).parent / "registry.json"
@@ -72,9 +72,8 @@ def fetch(entry: Entry, name: str, target: Path) -> Path:
         OSError: If it cannot be downloaded or written.
         ValueError: If it is damaged, needs torch, or is not what the list says.
     """
-    root = Path(os.environ.get("FLASH_MLX_CACHE") or Path.home() / ".cache" / "flash-mlx")
     slug = re.sub(r"[^\w.-]+", "--", f"{entry.drafter}--for--{name}")
-    folder = root / "drafters" / slug
+    folder = cache_folder() / "drafters" / slug
     if not (folder / "config.json").is_file():
         # Not at the top: it is missing where this package is imported from the bare tree.
         from flash_mlx.convert import convert_drafter

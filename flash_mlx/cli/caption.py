@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flash_mlx.cli.generate import DEFAULT_PROMPT, _notices, model_options, sampling_options
+from flash_mlx.cli.generate import DEFAULT_PROMPT, model_options, notices, sampling_options
 from flash_mlx.cli.options import INTERRUPTED
 from flash_mlx.cli.penalties import penalty_options
 from flash_mlx.cli.video import video_options
@@ -91,7 +91,7 @@ def command(
         click.echo(f"Nothing is left to do: {job.num_done} done before.", err=True)
         return 0
     loaded = load(model, draft_model, draft_block_size=draft_block_size)
-    for line in _notices(loaded, draft_model):
+    for line in notices(loaded, draft_model):
         click.echo(line, err=True)
     captions = job.run(loaded, **settings)
     return _follow(captions, len(job.todo), job.num_done, verbose=verbose)

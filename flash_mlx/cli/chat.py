@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flash_mlx.cli.generate import _notices, _print_stream, model_options, sampling_options
+from flash_mlx.cli.generate import _print_stream, model_options, notices, sampling_options
 from flash_mlx.cli.options import INTERRUPTED, ListOptions, at_least
 from flash_mlx.cli.penalties import penalty_options
 from flash_mlx.cli.report import as_json_object, statistics
@@ -61,7 +61,7 @@ def command(
 
     pictures = [load_image(file) for file in image]  # before the model: fails soon
     loaded = load(model, draft_model, draft_block_size=draft_block_size)
-    for line in _notices(loaded, draft_model):
+    for line in notices(loaded, draft_model):
         click.echo(line, err=True)
     max_bytes = None if cache_gb is None else int(cache_gb * 1e9)
     session = Session(loaded, system=system, max_bytes=max_bytes)

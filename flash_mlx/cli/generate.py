@@ -169,7 +169,7 @@ def command(
 
     images = load_pictures(image, video, fps=fps, max_frames=max_frames)  # before the model
     loaded = load(model, draft_model, draft_block_size=draft_block_size)
-    for line in _notices(loaded, draft_model):
+    for line in notices(loaded, draft_model):
         click.echo(line, err=True)
     if show_latents is not None:
         from flash_mlx.viz import draw_latents
@@ -218,7 +218,8 @@ def _read_stdin() -> str:
         raise ValueError(f"A prompt on stdin must be UTF-8 text; {error}.") from error
 
 
-def _notices(model: Model, draft_model: str) -> Iterator[str]:
+def notices(model: Model, draft_model: str) -> Iterator[str]:
+    """Yield what a user should know about what was loaded, a line each."""
     if model.is_demo:
         own = " with its own drafter" if model.draft_name == "demo" else ""
         yield (

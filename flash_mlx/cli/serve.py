@@ -7,7 +7,7 @@ import socket
 
 import click
 
-from flash_mlx.cli.generate import _notices, model_options
+from flash_mlx.cli.generate import model_options, notices
 from flash_mlx.cli.options import at_least
 
 LOCAL = ("127.0.0.1", "localhost")
@@ -82,7 +82,7 @@ def command(
     listener = socket.create_server((host, port))  # before the model: a taken port is known soon
     engine = Engine(lambda: load(model, draft_model, draft_block_size=draft_block_size))
     try:
-        for line in _notices(engine.wait(), draft_model):
+        for line in notices(engine.wait(), draft_model):
             click.echo(line, err=True)
         settings = ServerSettings(
             model=model,

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import platform
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -18,29 +17,7 @@ import mlx.core as mx
 
 from flash_mlx import __version__
 from flash_mlx.cost import Costs
-from flash_mlx.files import read_json
-
-
-def folder() -> Path:
-    """Return where measurements are kept: `FLASH_MLX_CACHE`, or the platform's cache folder."""
-    chosen = os.environ.get("FLASH_MLX_CACHE")
-    if chosen:
-        return Path(chosen)
-    if sys.platform == "darwin":
-        return _home() / "Library" / "Caches" / "flash-mlx"
-    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "flash-mlx"
-
-
-def _home() -> Path:
-    """Return the user's folder; some daemons have none.
-
-    Raises:
-        FileNotFoundError: If there is none.
-    """
-    try:
-        return Path.home()
-    except RuntimeError as error:
-        raise FileNotFoundError(str(error)) from error
+from flash_mlx.files import cache_folder, read_json
 
 
 def machine() -> dict[str, str]:
@@ -58,7 +35,7 @@ def machine() -> dict[str, str]:
 
 def _file(key: Mapping[str, str]) -> Path:
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
-    return folder() / "costs" / f"{name}.json"
+    return cache_folder() / "costs" / f"{name}.json"
 
 
 def store_costs(costs: Costs, key: Mapping[str, str]) -> Costs | None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from flash_mlx.files import cache_folder, replacing
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ class Decisions:
     @classmethod
     def load(cls, file: Path | None = None) -> Decisions:
         """Read a file, by default this user's; one that is damaged counts as empty."""
-        file = default_file() if file is None else file
         try:
+            file = cache_folder() / "kernels.json" if file is None else file
             found = json.loads(file.read_text(encoding="utf-8"))
             entries = {key: _read(value) for key, value in found.items()}
         except (OSError, ValueError, TypeError, AttributeError):
@@ -65,24 +64,13 @@ class Decisions:
         text = json.dumps({k: asdict(d) for k, d in self._entries.items()}, indent=1)
         with suppress(OSError):
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self._file.parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(text)
-            Path(name).replace(self._file)  # readers see the old file or the new one
+            with replacing(self._file) as new:
+                new.write_text(text, encoding="utf-8")
 
     def named(self, kernel: str) -> dict[str, Decision]:
         """Return the decisions about one kernel, by the rest of their keys."""
         start = f"{kernel}; "
         return {k.removeprefix(start): d for k, d in self._entries.items() if k.startswith(start)}
-
-
-def default_file() -> Path:
-    """Return this user's file."""
-    if sys.platform == "darwin":
-        folder = Path.home() / "Library" / "Caches"
-    else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return folder / "flash-mlx" / "kernels.json"
 
 
 def _read(value: object) -> Decision:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from commands import command, make_drafter, start
 from flash_mlx.cli import run
-from flash_mlx.cli.generate import _notices
+from flash_mlx.cli.generate import notices
 from flash_mlx.generate import GenerationResponse, load, stream_generate
 from tiny import build_llava, edit_json, random_image
 
@@ -252,8 +252,8 @@ def test_an_error_in_the_midst_of_a_text_gets_a_line_of_its_own(
 
 def test_the_demo_says_which_drafter_it_has(tiny_llava: Path) -> None:
     model = dataclasses.replace(load(tiny_llava, "none"), is_demo=True)
-    (without,) = _notices(model, "none")
-    (own,) = _notices(dataclasses.replace(model, draft_name="demo", draft_kind="flash"), "auto")
+    (without,) = notices(model, "none")
+    (own,) = notices(dataclasses.replace(model, draft_name="demo", draft_kind="flash"), "auto")
     assert "drafter" not in without
     assert "bundled demo model with its own drafter" in own
 
