@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 DEFAULT_MAX_TOKENS = 2048
-CLOCKED = 16  # every so many rounds one is clocked, which makes it slower by a tenth or so
+CLOCKED = 16  # every so many rounds one is clocked, which costs it the overlap with the host
 
 Finish = Literal["stop", "length"]
 

@@ -24,6 +24,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
 
+from flash_mlx.around import TargetAround
 from flash_mlx.cost import Costs
 from flash_mlx.decode import ROOT_ALONE, Cache, Drafter, NoDrafter, Output, Take, Target, decode
 from flash_mlx.draft.adaptive import WIDTH
@@ -218,28 +219,18 @@ class _Junk(NoDrafter):
         return DraftTree(self._topology, mx.full((len(self._topology),), root, dtype=mx.int32))
 
 
-class _Resumed:
+class _Resumed(TargetAround):
     """A target whose prompt has been read already, into a cache that all texts share."""
 
     def __init__(self, target: Target, cache: Cache) -> None:
-        self._target, self._cache = target, cache
-        self.vocab_size, self.hidden_size = target.vocab_size, target.hidden_size
-        self.max_context = target.max_context
+        super().__init__(target)
+        self._cache = cache
 
     def make_cache(self) -> Cache:
         return self._cache
 
     def prefill(self, prompt: Prompt, cache: Cache, take: Take | None = None) -> Output:  # noqa: ARG002
         return Output(mx.zeros((1, self.vocab_size)), mx.zeros((1, self.hidden_size)))
-
-    def verify(self, tree: DraftTree, cache: Cache) -> Output:
-        return self._target.verify(tree, cache)
-
-    def embed(self, tokens: mx.array) -> mx.array:
-        return self._target.embed(tokens)
-
-    def lm_head(self, hidden: mx.array) -> mx.array:
-        return self._target.lm_head(hidden)
 
 
 def _shape_of(module: nn.Module) -> str:
