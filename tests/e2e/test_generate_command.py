@@ -124,7 +124,8 @@ def test_drafts_from_the_text_so_far_are_the_default_and_change_nothing(
 ) -> None:
     model = request.getfixturevalue(family)
     words = ("generate", "--model", model, "--prompt", "a b c a b c a b", "--max-tokens", 60,
-             "--temp", 0, "--image", picture, picture, "--json")  # fmt: skip
+             "--temp", 0, "--image", picture, picture, "--json",
+             "--draft-block-size", 8)  # fmt: skip
     said = {}
     for drafter in ("none", "ngram", "auto"):
         assert run([*map(str, words), "--draft-model", drafter]) == 0
