@@ -43,6 +43,7 @@ __all__ = [
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 NOTES = ("target", "training", "source")  # entries of config.json that are no settings
+CORRECTIONS = ("hydra_projs", "recurrence")  # small, and taken apart as plain matrices
 FLOATS, WHOLE = ("F32", "F16", "BF16"), ("U32", "I32")
 
 Config = FlashConfig | DecoderConfig
@@ -54,6 +55,8 @@ def load_drafter(
     block_size: int | None = None,
     facts: TargetFacts | None = None,
     best_tokens: BestTokens | None = None,
+    *,
+    keep_quantized: bool = False,
 ) -> FlashDrafter | StepwiseDrafter:
     """Load a drafter for a target, in the target's own dtype.
 
@@ -63,6 +66,7 @@ def load_drafter(
         block_size: Tokens to draft in a round, if not the drafter's own number.
         facts: What the drafter's notes about its target are held against.
         best_tokens: The target's, if it has a way that needs no logits.
+        keep_quantized: Leave quantised weights quantised on a CPU too, where they are slow.
 
     Raises:
         OSError: If a file is missing or cannot be read.
@@ -72,7 +76,9 @@ def load_drafter(
     kind, config, notes = _read(path)
     check_notes(path, notes.get("target"), facts)
     check_sizes(path, config, target)
-    model = _load(path, kind, config, notes, target.embed(mx.array([0])).dtype)
+    keep_quantized = keep_quantized or mx.default_device() != mx.Device(mx.cpu)
+    dtype = target.embed(mx.array([0])).dtype
+    model = _load(path, kind, config, notes, dtype, keep_quantized=keep_quantized)
     lay_out_for_few_rows(model)
     if isinstance(model, FlashModel):
         return FlashDrafter(model, target.embed, target.lm_head, block_size, best_tokens)
@@ -93,14 +99,14 @@ def load_model(path: Path, dtype: mx.Dtype = mx.float32) -> FlashModel:
 
 
 def load_network(path: Path, dtype: mx.Dtype = mx.float32) -> tuple[DraftModel, dict[str, object]]:
-    """Load any drafter's network, and its notes; what is quantised is made plain on a CPU.
+    """Load any drafter's network, and its notes; what is quantised is made plain.
 
     Raises:
         OSError: If a file is missing or cannot be read.
         ValueError: If `config.json` or `model.safetensors` is damaged or does not fit the other.
     """
     kind, config, notes = _read(path)
-    model = _load(path, kind, config, notes, dtype)
+    model = _load(path, kind, config, notes, dtype, keep_quantized=False)
     return model, {name: note for name, note in notes.items() if name in NOTES}
 
 
@@ -120,7 +126,13 @@ def read_config(path: Path) -> FlashConfig:
 
 
 def _load(
-    path: Path, kind: str, config: Config, notes: Mapping[str, object], dtype: mx.Dtype
+    path: Path,
+    kind: str,
+    config: Config,
+    notes: Mapping[str, object],
+    dtype: mx.Dtype,
+    *,
+    keep_quantized: bool,
 ) -> DraftModel:
     model = KINDS[kind].model(config)  # type: ignore[arg-type]  # the kind's own settings
     file = _require(path, WEIGHTS)
@@ -142,9 +154,8 @@ def _load(
             f"{'holds' if len(broken) == 1 else 'hold'} NaN or infinity in {dtype}."
         )
     model.update(tree_unflatten(list(weights.items())))
-    on_cpu = mx.default_device() == mx.Device(mx.cpu)
-    if quantization is not None and (on_cpu or isinstance(model, FlashModel)):
-        dequantize(model)  # slow on a CPU; FlashDrafter joins plain matrices
+    if quantization is not None:
+        dequantize(model, CORRECTIONS if keep_quantized else ("",))
         model.set_dtype(dtype)
     return model
 

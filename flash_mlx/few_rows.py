@@ -29,9 +29,25 @@ def lay_out_for_few_rows(model: nn.Module) -> None:
                 module.weight = mx.contiguous(module.weight.T).T
 
 
-def join_layers(*layers: nn.Linear) -> nn.Linear:
-    """Return linear layers that read the same rows as one, its outputs side by side."""
-    joined = nn.Linear(1, 1, bias="bias" in layers[0])
+def join_layers(*layers: nn.Linear | nn.QuantizedLinear) -> nn.Linear | nn.QuantizedLinear:
+    """Return linear layers that read the same rows as one, its outputs side by side.
+
+    Layers that are quantised stay so: each row of weights has its own scales.
+
+    Raises:
+        ValueError: If some are quantised and others are not.
+    """
+    if len({type(layer) for layer in layers}) > 1:
+        raise ValueError(
+            "Layers that read the same rows must all be quantised, or none; some are. Convert the "
+            "drafter again."
+        )
+    first, bias = layers[0], "bias" in layers[0]
+    joined: nn.Linear | nn.QuantizedLinear = nn.Linear(1, 1, bias=bias)
+    if isinstance(first, nn.QuantizedLinear):
+        joined = nn.QuantizedLinear(first.group_size, 1, bias, first.group_size, first.bits)
+        joined.scales = mx.concatenate([layer.scales for layer in layers])
+        joined.biases = mx.concatenate([layer["biases"] for layer in layers])
     joined.weight = mx.concatenate([layer.weight for layer in layers])
     if "bias" in joined:
         joined.bias = mx.concatenate([layer.bias for layer in layers])

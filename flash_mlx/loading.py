@@ -20,6 +20,7 @@ from flash_mlx.hub import resolve_path
 from flash_mlx.targets import LoadedTarget, load_target
 from flash_mlx.targets.scratch import scratch_cache
 from flash_mlx.targets.taps import TappedTarget
+from flash_mlx.targets.weights import num_bytes
 
 DEMO = Path(__file__).parent / "demo"
 
@@ -65,6 +66,19 @@ class Model:
         """The target's `config.json`."""
         return self.loaded.config
 
+    @property
+    def target_bytes(self) -> int:
+        """What the target's weights take [bytes]."""
+        return num_bytes(untapped(self.loaded).target.model)
+
+    @property
+    def drafter_bytes(self) -> int:
+        """What the drafter's own weights take [bytes]; 0 without any."""
+        drafter = unpaced(self.drafter)
+        if isinstance(drafter, FlashDrafter | StepwiseDrafter):
+            return num_bytes(drafter.model)
+        return 0
+
     def num_latents(self, num_images: int) -> int:
         """Latents that the drafter reads in place of the visual tokens of `num_images` images."""
         drafter = unpaced(self.drafter)
@@ -82,7 +96,9 @@ def load(
     draft_block_size: int | None = None,
     drafting: Drafting = "tree",
     dtype: mx.Dtype | None = None,
+    keep_quantized: bool = False,
     revision: str | None = None,
+    force: bool = False,
 ) -> Model:
     """Load a target and its drafter.
 
@@ -94,7 +110,10 @@ def load(
         draft_block_size: Tokens to draft in each pass; None: as many as pay.
         drafting: How much is drafted if `draft_block_size` is None.
         dtype: What the target computes in; None chooses what is fast here.
+        keep_quantized: Leave the quantised weights of both quantised on a CPU too, where they are
+            slow and would become float32.
         revision: Branch, tag or commit of the target's hub id.
+        force: Download even if disk or memory seem too small.
 
     Returns:
         The model.
@@ -106,9 +125,12 @@ def load(
     blas.require()
     name = str(model)
     is_demo = name == "demo"
-    path = _demo("target") if is_demo else resolve_path(name, revision)
-    chosen = _choose(draft, name, path, is_demo=is_demo)  # before the target loads: fails soon
-    bare = Model(load_target(path, dtype=dtype), None, name, "none", "none", is_demo)
+    path = _demo("target") if is_demo else resolve_path(name, revision, force=force)
+    chosen = _choose(
+        draft, name, path, is_demo=is_demo, force=force
+    )  # before the target loads: fails soon
+    loaded = load_target(path, dtype=dtype, keep_quantized=keep_quantized)
+    bare = Model(loaded, None, name, "none", "none", is_demo)
     return _attach(bare, chosen, draft_block_size, drafting)
 
 
@@ -149,7 +171,9 @@ class _Choice:
     reason: str = ""
 
 
-def _choose(draft: str | Path, target: str, path: Path, *, is_demo: bool) -> _Choice:
+def _choose(
+    draft: str | Path, target: str, path: Path, *, is_demo: bool, force: bool = False
+) -> _Choice:
     """Find the drafter that is asked for.
 
     Args:
@@ -157,6 +181,7 @@ def _choose(draft: str | Path, target: str, path: Path, *, is_demo: bool) -> _Ch
         target: The target's name.
         path: Its folder.
         is_demo: Whether it is the demo.
+        force: As for `load`.
     """
     name = str(draft)
     if name in ("none", "ngram"):
@@ -164,14 +189,14 @@ def _choose(draft: str | Path, target: str, path: Path, *, is_demo: bool) -> _Ch
     if name == "demo" or (name == "auto" and is_demo):
         return _Choice("demo", _demo("drafter"), "the bundled demo has its own drafter")
     if name != "auto":
-        return _Choice(name, resolve_path(name))
+        return _Choice(name, resolve_path(name, force=force))
     lookup = "so drafts are looked up in the text so far (ngram)"
     if (entry := registry.find(target)) is None:
         return _Choice(
             "ngram", None, f"no drafter is known for {target}, {lookup}; --draft-model names one"
         )
     try:
-        folder = registry.fetch(entry, target, path)
+        folder = registry.fetch(entry, target, path, force=force)
     except (OSError, ValueError) as error:
         return _Choice("ngram", None, f"{entry.drafter} cannot be had, {lookup}: {error}")
     reason = f"{entry.drafter} ({entry.kind}) is registered for {entry.target}"
@@ -185,7 +210,12 @@ def _attach(model: Model, chosen: _Choice, block_size: int | None, drafting: Dra
     kind = name if folder is None else ""
     if folder is not None:
         trained = load_drafter(
-            folder, plain.target, block_size, facts_of(plain), plain.target.best_tokens
+            folder,
+            plain.target,
+            block_size,
+            facts_of(plain),
+            plain.target.best_tokens,
+            keep_quantized=plain.keep_quantized,
         )
         drafter, kind = trained, kind_of(trained.model)
     elif name == "ngram":

@@ -60,13 +60,14 @@ def find(name: str) -> Entry | None:
     return next((entry for entry in _entries() if entry.belongs_to(name)), None)
 
 
-def fetch(entry: Entry, name: str, target: Path) -> Path:
+def fetch(entry: Entry, name: str, target: Path, *, force: bool = False) -> Path:
     """Return the folder of a drafter, downloading and converting it at first.
 
     Args:
         entry: From `find`.
         name: The target's hub id.
         target: The target's folder.
+        force: Download even if disk or memory seem too small.
 
     Raises:
         OSError: If it cannot be downloaded or written.
@@ -78,7 +79,7 @@ def fetch(entry: Entry, name: str, target: Path) -> Path:
         # Not at the top: it is missing where this package is imported from the bare tree.
         from flash_mlx.convert import convert_drafter
 
-        source = resolve_path(entry.drafter, torch_files=True)
+        source = resolve_path(entry.drafter, torch_files=True, force=force)
         convert_drafter(source, folder, name=entry.drafter, target=target, kind=entry.kind)
     return folder
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flash_mlx.cli.generate import loading_options
 from flash_mlx.cli.options import ListOptions, at_least
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class _Command(ListOptions):
 )
 @click.option("--max-tokens", type=int, default=256, show_default=True, callback=at_least(2))
 @click.option("--draft-block-size", type=int, callback=at_least(1))
+@loading_options
 @click.option(
     "--drafting",
     "modes",
@@ -84,6 +86,7 @@ def command(
     temperatures: tuple[float, ...],
     max_tokens: int,
     draft_block_size: int | None,
+    loading: dict[str, Any],
     modes: tuple[Drafting, ...],
     seed: int,
     output: Path | None,
@@ -97,7 +100,7 @@ def command(
     if output is not None:
         _require_writable(output)
     loaded_model = load(
-        model, draft=drafts[0], draft_block_size=draft_block_size, drafting=modes[0]
+        model, drafts[0], draft_block_size=draft_block_size, drafting=modes[0], **loading
     )
     loaded = loaded_model.loaded
     drafters = _drafters(loaded_model, drafts, modes, draft_block_size)

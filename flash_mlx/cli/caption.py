@@ -70,6 +70,7 @@ def command(
     model: str,
     draft_model: str,
     draft_block_size: int | None,
+    loading: dict[str, Any],
     prompt: str,
     resume: bool,
     sidecar: bool,
@@ -90,7 +91,7 @@ def command(
         job.close()
         click.echo(f"Nothing is left to do: {job.num_done} done before.", err=True)
         return 0
-    loaded = load(model, draft_model, draft_block_size=draft_block_size)
+    loaded = load(model, draft_model, draft_block_size=draft_block_size, **loading)
     for line in notices(loaded, draft_model):
         click.echo(line, err=True)
     captions = job.run(loaded, **settings)

@@ -42,6 +42,7 @@ def command(
     model: str,
     draft_model: str,
     draft_block_size: int | None,
+    loading: dict[str, Any],
     image: tuple[str, ...],
     system: str | None,
     cache_gb: float | None,
@@ -60,7 +61,7 @@ def command(
     from flash_mlx.session import Session
 
     pictures = [load_image(file) for file in image]  # before the model: fails soon
-    loaded = load(model, draft_model, draft_block_size=draft_block_size)
+    loaded = load(model, draft_model, draft_block_size=draft_block_size, **loading)
     for line in notices(loaded, draft_model):
         click.echo(line, err=True)
     max_bytes = None if cache_gb is None else int(cache_gb * 1e9)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +13,7 @@ import click
 
 from flash_mlx.cli.options import INTERRUPTED, ListOptions, at_least, between
 from flash_mlx.cli.penalties import penalty_options
-from flash_mlx.cli.report import as_json_object, statistics
+from flash_mlx.cli.report import as_json_object, statistics, weights
 from flash_mlx.cli.show import coloured, has_colours, show_options
 from flash_mlx.cli.video import load_pictures, video_options
 
@@ -25,8 +26,37 @@ UNSET = "unset: as generation_config.json says"
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+LOADING = ("revision", "keep_quantized", "force")  # parameters of `load`, by the options' names
+
+
+def loading_options(command: Command) -> Command:
+    """Options that say how models are fetched and loaded; the command gets them as `loading`."""
+
+    @wraps(command)
+    def gathered(**given: Any) -> Any:
+        loading = {name: given.pop(name) for name in LOADING}
+        return command(loading=loading, **given)
+
+    wrapped: Any = gathered
+    for option in (
+        click.option("--force", is_flag=True, help="Download however large it is."),
+        click.option(
+            "--keep-quantized",
+            is_flag=True,
+            help="Leave quantised weights quantised on a CPU, where float32 is faster.",
+        ),
+        click.option(
+            "--revision", metavar="NAME", help="Branch, tag or commit of the target's hub id."
+        ),
+    ):
+        wrapped = option(wrapped)
+    made: Command = wrapped
+    return made
+
+
 def model_options(command: Command) -> Command:
-    """Options that choose the target and its drafter."""
+    """Options that choose the target and its drafter, and those of `loading_options`."""
+    command = loading_options(command)
     for option in (
         click.option(
             "--draft-block-size",
@@ -145,6 +175,7 @@ def command(
     model: str,
     draft_model: str,
     draft_block_size: int | None,
+    loading: dict[str, Any],
     image: tuple[str, ...],
     video: tuple[str, ...],
     fps: float,
@@ -168,7 +199,7 @@ def command(
     from flash_mlx.generate import join, load, stream_generate
 
     images = load_pictures(image, video, fps=fps, max_frames=max_frames)  # before the model
-    loaded = load(model, draft_model, draft_block_size=draft_block_size)
+    loaded = load(model, draft_model, draft_block_size=draft_block_size, **loading)
     for line in notices(loaded, draft_model):
         click.echo(line, err=True)
     if show_latents is not None:
@@ -183,7 +214,7 @@ def command(
         if as_json:
             click.echo(json.dumps(as_json_object(loaded, answer, interrupted=interrupted)))
         elif verbose:
-            click.echo(statistics(answer), err=True)
+            click.echo(f"{statistics(answer)}\n{weights(loaded)}", err=True)
             if answer.stats.rounds and isinstance(loaded.drafter, AdaptiveDrafter):
                 reason = loaded.drafter.explain(answer.prompt_tokens, answer.stats.outcomes)
                 click.echo(reason, err=True)

@@ -38,6 +38,13 @@ def statistics(answer: GenerationResponse) -> str:
     return "\n".join(lines)
 
 
+def weights(model: Model) -> str:
+    """What the weights take."""
+    line = f"Weights: target {model.target_bytes / 1e9:.3f} GB"
+    own = model.drafter_bytes
+    return f"{line}, drafter {own / 1e9:.3f} GB" if own else line
+
+
 def _rounds(stats: GenerationStats) -> str:
     """How long rounds were, how often each slot was accepted, and what a round's time went to."""
     lengths = ", ".join(f"{n}: {count}" for n, count in sorted(stats.accept_lengths.items()))
@@ -86,4 +93,6 @@ def as_json_object(
         **stats.phases.per_round(),
         "generation_tps": answer.generation_tps,
         "peak_memory_gb": answer.peak_memory,
+        "target_gb": model.target_bytes / 1e9,
+        "drafter_gb": model.drafter_bytes / 1e9,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from typing import Any
 
 import click
 
@@ -56,6 +57,7 @@ def command(
     model: str,
     draft_model: str,
     draft_block_size: int | None,
+    loading: dict[str, Any],
     host: str,
     port: int,
     api_key: str | None,
@@ -80,7 +82,7 @@ def command(
     if api_key is not None and not (api_key.strip() and api_key.isascii()):
         raise click.UsageError("--api-key must be ASCII text, and not empty.")
     listener = socket.create_server((host, port))  # before the model: a taken port is known soon
-    engine = Engine(lambda: load(model, draft_model, draft_block_size=draft_block_size))
+    engine = Engine(lambda: load(model, draft_model, draft_block_size=draft_block_size, **loading))
     try:
         for line in notices(engine.wait(), draft_model):
             click.echo(line, err=True)

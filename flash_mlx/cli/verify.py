@@ -61,6 +61,7 @@ def command(
     model: str,
     draft_model: str,
     draft_block_size: int | None,
+    loading: dict[str, Any],
     image: tuple[str, ...],
     prompts: tuple[str, ...],
     limit: int | None,
@@ -78,7 +79,7 @@ def command(
     count = max(len(image) or len(demo_pictures()), len(prompts))
     files = image or tuple(map(str, demo_pictures()))
     pictures = [load_image(files[i % len(files)]) for i in range(count)[:limit]]
-    loaded = load(model, draft_model, draft_block_size=draft_block_size)
+    loaded = load(model, draft_model, draft_block_size=draft_block_size, **loading)
     report = _verify(loaded, pictures, prompts, settings)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(report)))

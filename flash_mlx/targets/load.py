@@ -35,6 +35,7 @@ class LoadedTarget:
             `config.json`, and the tokenizer's.
         image_token_id: Id that stands for one visual row.
         generation_defaults: `generation_config.json`; empty without one.
+        keep_quantized: Whether quantised weights stay so on a CPU too; those of drafters follow.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class LoadedTarget:
     eos_ids: tuple[int, ...]
     image_token_id: int
     generation_defaults: Mapping[str, Any]
+    keep_quantized: bool = False
 
     @property
     def model_type(self) -> str:
@@ -53,7 +55,11 @@ class LoadedTarget:
 
 
 def load_target(
-    path: Path | str, *, dtype: mx.Dtype | None = None, chunk_size: int = CHUNK_SIZE
+    path: Path | str,
+    *,
+    dtype: mx.Dtype | None = None,
+    keep_quantized: bool = False,
+    chunk_size: int = CHUNK_SIZE,
 ) -> LoadedTarget:
     """Load a checkpoint in a local folder. The network is never used, nor code of the checkpoint.
 
@@ -61,6 +67,7 @@ def load_target(
         path: Folder in the layout of the Hugging Face hub, MLX-converted or not.
         dtype: What to compute in. None: as stored, except on a CPU, where 16-bit and quantised
             weights are slow and become float32. Weights stay quantised if a dtype is given.
+        keep_quantized: Leave quantised weights quantised on a CPU too.
         chunk_size: Prompt rows per pass.
 
     Returns:
@@ -79,7 +86,7 @@ def load_target(
     settings = folder / "generation_config.json"
     defaults = read_json(settings) if settings.is_file() else {}
     model, processor = _load(folder)
-    _convert(model, dtype)
+    _convert(model, dtype, keep_quantized=keep_quantized)
     _complete(processor, config)
     target = MlxVlmTarget(model, family, chunk_size=chunk_size)
     text_type = model.config.text_config.model_type
@@ -93,6 +100,7 @@ def load_target(
         eos_ids=tuple(processor.tokenizer.stopping_criteria.eos_token_ids),
         image_token_id=family.image_token_id(config, processor.tokenizer),
         generation_defaults=defaults,
+        keep_quantized=keep_quantized,
     )
 
 
@@ -113,7 +121,7 @@ def _load(folder: Path) -> tuple[nn.Module, Any]:
     return model, processor
 
 
-def _convert(model: nn.Module, dtype: mx.Dtype | None) -> None:
+def _convert(model: nn.Module, dtype: mx.Dtype | None, *, keep_quantized: bool) -> None:
     """Bring the weights into the wanted type and read them.
 
     Raises:
@@ -123,7 +131,8 @@ def _convert(model: nn.Module, dtype: mx.Dtype | None) -> None:
         model.set_dtype(dtype)
     elif mx.default_device() == mx.Device(mx.cpu):
         model.set_dtype(mx.float32)
-        dequantize(model)
+        if not keep_quantized:
+            dequantize(model)
     lay_out_for_few_rows(model)
     use_few_rows(model.language_model)
     mx.eval(model.parameters())

@@ -34,14 +34,26 @@ def check_numbers(model: nn.Module) -> None:
         )
 
 
-def dequantize(model: nn.Module) -> None:
+def num_bytes(model: nn.Module) -> int:
+    """Return what a model's weights take [bytes]."""
+    weights: dict[str, mx.array] = dict(tree_flatten(model.parameters()))
+    return sum(value.nbytes for value in weights.values())
+
+
+def dequantize(model: nn.Module, start: tuple[str, ...] = ("",)) -> None:
     """Replace quantised layers by plain float32 ones that compute the same; lazy.
+
+    Args:
+        model: The model.
+        start: What the names of the layers to replace begin with; by default all are replaced.
 
     Raises:
         ValueError: If a layer is quantised in a way that is not MLX's own.
     """
     plain: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules():
+        if not name.startswith(start):
+            continue
         if isinstance(module, nn.QuantizedLinear):
             linear = nn.Linear(1, 1, bias="bias" in module)
             linear.weight = plain_weight(module)

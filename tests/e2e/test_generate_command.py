@@ -23,7 +23,8 @@ JSON_KEYS = {
     "text", "token_ids", "finish_reason", "model", "draft_model", "draft_kind", "prompt_tokens",
     "visual_tokens", "latents", "generation_tokens", "rounds", "drafted", "accepted",
     "mean_acceptance_length", "acceptance_rate", "prefill_seconds", "decode_seconds",
-    "generation_tps", "peak_memory_gb", "acceptance_by_position", "accept_lengths",
+    "generation_tps", "peak_memory_gb", "target_gb", "drafter_gb",
+    "acceptance_by_position", "accept_lengths",
     "draft_seconds", "verify_seconds", "host_seconds", "parked_rounds",
 }  # fmt: skip
 

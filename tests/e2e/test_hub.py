@@ -1,14 +1,17 @@
 """Models by hub id, from a hub on loopback: what is fetched, what is said, and what is kept."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from commands import command
 from fake_hub import Hub, commit, serving
+from flash_mlx.hub import NoRoomError, _require_room
 from tiny import build_llava
 
 Ask = Callable[..., tuple[int, str, str]]
@@ -88,6 +91,26 @@ def test_what_does_not_fit_is_refused_before_it_is_fetched(hub: Hub, ask: Ask) -
     assert "must find enough disk space: it takes 1000000.0 GB" in err
     assert "--force" in err
     assert files_fetched(hub) == []
+    code, out, err = ask(NAME, "--force", "--revision", "v2")
+    assert code == 0, err
+    assert json.loads(out)["generation_tokens"] == 2
+    assert all(f"/{commit('v2')}/" in path for path in files_fetched(hub))
+
+
+def test_a_download_must_fit_disk_and_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = {"disk": 100, "pages": 50}
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=room["disk"]))
+    monkeypatch.setattr(os, "sysconf", lambda name: 1 if name == "SC_PAGE_SIZE" else room["pages"])
+    files = {"model.safetensors": 50, "tokenizer.json": 50}
+    _require_room("org/name", files, tmp_path / "not" / "there" / "yet")
+    for part, words in (("disk", "enough disk space"), ("pages", "enough memory")):
+        room[part] -= 1
+        with pytest.raises(NoRoomError, match=f"{words}.*or pass --force"):
+            _require_room("org/name", files, tmp_path)
+        room[part] += 1
+    _require_room("org/name", files | {"more.json": 0}, tmp_path)
 
 
 def test_a_revision_is_fetched_and_a_wrong_one_is_named(hub: Hub, tmp_path: Path) -> None:

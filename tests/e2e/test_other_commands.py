@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
 from commands import FLASH_MLX
@@ -55,15 +56,25 @@ def test_converted_targets_say_the_same(
     assert [file.name for file in converted.parent.iterdir()] == ["converted"]
 
 
-def test_quantised_targets_load(tiny_llava: Path, tmp_path: Path) -> None:
+def test_quantised_targets_load(
+    tiny_llava: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "quantised"
     folder.mkdir()
     words = ["--hf-path", str(tiny_llava), "--mlx-path", str(folder), "--dtype", "float16"]
     assert run(["convert", *words, "-q", "--q-bits", "8", "--q-group-size", "32"]) == 0
     config = json.loads((folder / "config.json").read_text())
     assert (config["quantization"]["bits"], config["quantization"]["group_size"]) == (8, 32)
-    assert generate(load(folder), "What?", max_tokens=4).stats.generation_tokens == 4
-    assert run(["convert", *words]) == 1  # not over what is there
+    sizes = []
+    for more in ([], ["--keep-quantized"]):
+        words = ["generate", "--model", str(folder), "--prompt", "What?", "--max-tokens", "4"]
+        capfd.readouterr()
+        assert run([*words, "--json", *more]) == 0
+        sizes.append(json.loads(capfd.readouterr().out)["target_gb"])
+    if mx.default_device() == mx.Device(mx.cpu):
+        assert sizes[1] < 0.7 * sizes[0]
+    again = ["--hf-path", str(tiny_llava), "--mlx-path", str(folder)]
+    assert run(["convert", *again]) == 1  # not over what is there
 
 
 def test_a_conversion_that_fails_leaves_nothing(

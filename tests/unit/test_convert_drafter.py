@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
@@ -15,7 +16,9 @@ from mlx.utils import tree_flatten
 from commands import command
 from flash_mlx.checkpoint import load_network
 from flash_mlx.convert import convert_drafter, is_drafter
+from flash_mlx.draft.adaptive import unpaced
 from flash_mlx.draft.kinds import KINDS
+from flash_mlx.few_rows import join_layers
 from flash_mlx.files import read_header
 from flash_mlx.generate import generate, load
 from flash_mlx.loading import with_drafter
@@ -67,8 +70,24 @@ def test_an_embedding_of_its_own_is_kept(tiny_qwen: Path, tmp_path: Path) -> Non
     assert ids[0] == ids[1]
 
 
+def quantized(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [(name, m) for name, m in model.named_modules() if "Quantized" in type(m).__name__]
+
+
+def test_layers_that_are_joined_stay_quantised_and_say_the_same() -> None:
+    layers = [nn.Linear(64, outputs, bias=True) for outputs in (8, 24, 1)]
+    packed = [layer.to_quantized(32, 4) for layer in layers]
+    x = mx.random.normal((3, 64), key=mx.random.key(1))
+    joined = join_layers(*packed)
+    assert isinstance(joined, nn.QuantizedLinear)
+    expected = mx.concatenate([layer(x) for layer in packed], axis=-1)
+    assert mx.allclose(joined(x), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="all be quantised, or none"):
+        join_layers(layers[0], packed[1])
+
+
 @pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("kind", ["msd", "flash"])
+@pytest.mark.parametrize("kind", ["msd", "flash", "vispec", "eagle3"])
 def test_quantised_drafters_draft_for_quantised_targets(
     tiny_llava: Path, tmp_path: Path, kind: str, bits: int
 ) -> None:
@@ -79,11 +98,22 @@ def test_quantised_drafters_draft_for_quantised_targets(
     whole = convert_drafter(source, tmp_path / "whole", name="x")
     assert done.size < 0.6 * whole.size
     target = convert_target(str(tiny_llava), tmp_path / "target", bits=bits, group_size=32)
-    drafted = load(target, tmp_path / "q")
+    drafted = load(target, tmp_path / "q", draft_block_size=2, keep_quantized=True)
+    packed = [name for name, module in quantized(drafted.target.model)]
+    assert len(packed) > 10
+    assert not any("vision" in name for name in packed)
+    assert quantized(unpaced(drafted.drafter).model)
     plain = with_drafter(drafted, "none")
-    settings: dict[str, Any] = {"image": random_image(), "max_tokens": 6, "temperature": 0.0}
+    settings: dict[str, Any] = {"image": random_image(), "max_tokens": 12, "temperature": 0.0}
     ids = [generate(m, "What?", **settings).token_ids for m in (plain, drafted)]
     assert ids[0] == ids[1]
+    assert generate(drafted, "What?", **settings).stats.drafted > 0
+    unpacked = load(target, tmp_path / "q")
+    if mx.default_device() == mx.Device(mx.cpu):
+        assert not quantized(unpacked.target.model)
+        assert not quantized(unpaced(unpacked.drafter).model)
+        assert unpacked.target_bytes > 1.5 * drafted.target_bytes
+        assert unpacked.drafter_bytes > 1.5 * drafted.drafter_bytes
     again = convert_drafter(tmp_path / "whole", tmp_path / "again", name="x", bits=8)
     assert again.kind == kind
 
