@@ -198,18 +198,18 @@ BRIEF_PROMPTS = ("Give a brief caption.", "Summarise the image in one sentence."
 LIST_PROMPTS = ("List the objects in the image.", "Make a list of everything you see.")
 
 
-def _pick(options: Sequence[str], favourite: int, rng: random.Random) -> str:
+def pick(options: Sequence[str], favourite: int, rng: random.Random) -> str:
     """The option with index `favourite` (modulo their number), or now and then another."""
     if rng.random() < FAVOURITE:
         return options[favourite % len(options)]
     return rng.choice(options)
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _with_article(words: str) -> str:
+def with_article(words: str) -> str:
     return ("an " if words[0] in "aeiou" else "a ") + words
 
 
@@ -218,11 +218,11 @@ def short_name(thing: Object) -> str:
     return f"{COLOURS[thing.colour]} {SHAPES[thing.shape]}"
 
 
-def _noun_phrase(thing: Object, rng: random.Random) -> str:
+def noun_phrase(thing: Object, rng: random.Random) -> str:
     """The object with its attributes: "a tiny red star with stripes"."""
-    size = _pick(SIZE_WORDS[thing.size], thing.shape, rng)
+    size = pick(SIZE_WORDS[thing.size], thing.shape, rng)
     colour, shape = COLOURS[thing.colour], SHAPES[thing.shape]
-    pattern = _pick(PATTERN_WORDS[thing.pattern], thing.shape, rng)
+    pattern = pick(PATTERN_WORDS[thing.pattern], thing.shape, rng)
     forms = (
         f"{size} {colour} {shape}",
         f"{colour} {shape} that is {size}",
@@ -234,19 +234,19 @@ def _noun_phrase(thing: Object, rng: random.Random) -> str:
             f"{colour} {shape}, {size} and {pattern}",
             f"{size} {colour} {shape} with a {pattern} surface",
         )
-    return _with_article(_pick(forms, thing.colour, rng))
+    return with_article(pick(forms, thing.colour, rng))
 
 
-def _location(thing: Object, rng: random.Random) -> str:
-    return _pick(WHERE[thing.cell], thing.size, rng)
+def location(thing: Object, rng: random.Random) -> str:
+    return pick(WHERE[thing.cell], thing.size, rng)
 
 
-def _object_sentence(
+def object_sentence(
     frames: Sequence[str], thing: Object, favourite: int, rng: random.Random
 ) -> str:
-    frame = _pick(frames, favourite, rng)
-    verb = _pick(VERBS[SHAPES[thing.shape]], thing.size, rng)
-    return frame.format(np=_noun_phrase(thing, rng), v=verb, l=_location(thing, rng))
+    frame = pick(frames, favourite, rng)
+    verb = pick(VERBS[SHAPES[thing.shape]], thing.size, rng)
+    return frame.format(np=noun_phrase(thing, rng), v=verb, l=location(thing, rng))
 
 
 def relation(a: Object, b: Object) -> str:
@@ -256,23 +256,23 @@ def relation(a: Object, b: Object) -> str:
     return "left" if a.column < b.column else "right"
 
 
-def _relation_sentence(scene: Scene, rng: random.Random) -> str:
+def relation_sentence(scene: Scene, rng: random.Random) -> str:
     pairs = list(zip(scene.objects, scene.objects[1:], strict=False))
     a, b = pairs[0] if rng.random() < FAVOURITE else rng.choice(pairs)
-    if _pick(("forward", "backward"), scene.place, rng) == "backward":
+    if pick(("forward", "backward"), scene.place, rng) == "backward":
         a, b = b, a
-    frame = _pick(RELATIONS[relation(a, b)], a.shape, rng)
+    frame = pick(RELATIONS[relation(a, b)], a.shape, rng)
     return frame.format(a=short_name(a), b=short_name(b))
 
 
-def _count_phrase(count: int, rng: random.Random, favourite: int) -> str:
+def count_phrase(count: int, rng: random.Random, favourite: int) -> str:
     if count == 1:
-        return _pick(("a single shape", "one lonely shape", "just one shape"), favourite, rng)
-    noun = _pick(("shapes", "figures", "objects"), favourite, rng)
+        return pick(("a single shape", "one lonely shape", "just one shape"), favourite, rng)
+    noun = pick(("shapes", "figures", "objects"), favourite, rng)
     return f"{NUMBERS[count]} {noun}"
 
 
-def _joined(words: Sequence[str]) -> str:
+def joined(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
 
 
@@ -286,44 +286,44 @@ def _remark(scene: Scene, rng: random.Random) -> str:
     elif len(patterned) == len(things):
         patterns = "Every one carries some pattern."
     else:
-        patterns = f"Patterns appear on the {_joined([SHAPES[t.shape] for t in patterned])} only."
+        patterns = f"Patterns appear on the {joined([SHAPES[t.shape] for t in patterned])} only."
     size = "Both sizes occur." if len(sizes) == 2 else f"All happen to be {SIZES[sizes.pop()]}."
     colours = list(dict.fromkeys(COLOURS[thing.colour] for thing in things))
-    palette = f"As colours go, there is {_joined(colours)}."
-    return _pick((patterns, size, palette), scene.place, rng)
+    palette = f"As colours go, there is {joined(colours)}."
+    return pick((patterns, size, palette), scene.place, rng)
 
 
 def caption(scene: Scene, rng: random.Random) -> str:
     """Several sentences: place and count, each object, how two of them relate, an impression."""
     place, things = PLACES[scene.place], list(scene.objects)
-    count = _count_phrase(len(things), rng, scene.place)
-    opening = _pick(OPENINGS[place], len(things), rng)
-    sentences = [opening.format(n=count, N=_capital(count))]
+    count = count_phrase(len(things), rng, scene.place)
+    opening = pick(OPENINGS[place], len(things), rng)
+    sentences = [opening.format(n=count, N=capital(count))]
     if len(things) == 1:
         for plural, singular in VERB_FORMS:
             sentences[0] = sentences[0].replace(plural, singular)
     prefix = ""
     if len(things) > 1 and rng.random() < DESCENDING.get(place, 0.1):
         things.reverse()
-        prefix = _pick(BOTTOM_UP, len(things), rng)
+        prefix = pick(BOTTOM_UP, len(things), rng)
     for i, thing in enumerate(things):
         frames = FIRST if i == 0 else LAST if i == len(things) - 1 else NEXT if i == 1 else LATER
-        said = _object_sentence(frames, thing, thing.shape, rng)
-        sentences.append(_capital((prefix if i == 0 else "") + said))
+        said = object_sentence(frames, thing, thing.shape, rng)
+        sentences.append(capital((prefix if i == 0 else "") + said))
     if len(things) > 1:
-        sentences.append(_relation_sentence(scene, rng))
+        sentences.append(relation_sentence(scene, rng))
         sentences.append(_remark(scene, rng))
     else:
-        sentences.append(_pick(ALONE, things[0].shape, rng))
-    sentences.append(_pick(MOODS[place], things[0].shape, rng))
+        sentences.append(pick(ALONE, things[0].shape, rng))
+    sentences.append(pick(MOODS[place], things[0].shape, rng))
     return " ".join(sentences)
 
 
 def brief(scene: Scene, rng: random.Random) -> str:
     """One sentence that names every object."""
-    names = _joined([_with_article(short_name(thing)) for thing in scene.objects])
+    names = joined([with_article(short_name(thing)) for thing in scene.objects])
     place = PLACES[scene.place]
-    return _pick((f"{_capital(names)} on a {place}.", f"A {place} with {names}."), scene.place, rng)
+    return pick((f"{capital(names)} on a {place}.", f"A {place} with {names}."), scene.place, rng)
 
 
 def listing(scene: Scene) -> str:
@@ -338,7 +338,7 @@ def listing(scene: Scene) -> str:
 
 def _ask_count(scene: Scene, _rng: random.Random) -> tuple[str, str]:
     count = len(scene.objects)
-    names = _joined([_with_article(short_name(thing)) for thing in scene.objects])
+    names = joined([with_article(short_name(thing)) for thing in scene.objects])
     head = "There is one object" if count == 1 else f"There are {NUMBERS[count]} objects"
     return "How many objects are there?", f"{head} on this {PLACES[scene.place]}: {names}."
 
@@ -347,7 +347,7 @@ def _ask_cell(scene: Scene, rng: random.Random) -> tuple[str, str]:
     thing = rng.choice(scene.objects)
     return (
         f"What is at the {CELLS[thing.cell]}?",
-        f"At the {CELLS[thing.cell]} you can see {_noun_phrase(thing, rng)}.",
+        f"At the {CELLS[thing.cell]} you can see {noun_phrase(thing, rng)}.",
     )
 
 
@@ -356,13 +356,13 @@ def _ask_where(scene: Scene, rng: random.Random) -> tuple[str, str]:
     name = short_name(thing)
     return (
         f"Where is the {name}?",
-        f"The {name} is at the {CELLS[thing.cell]} of the picture, {_location(thing, rng)}.",
+        f"The {name} is at the {CELLS[thing.cell]} of the picture, {location(thing, rng)}.",
     )
 
 
 def _ask_place(scene: Scene, rng: random.Random) -> tuple[str, str]:
     place = PLACES[scene.place]
-    mood = _pick(MOODS[place], scene.objects[0].shape, rng)
+    mood = pick(MOODS[place], scene.objects[0].shape, rng)
     return "Where was this picture taken?", f"The background is a {place}. {mood}"
 
 
@@ -387,7 +387,7 @@ def _ask_colour(scene: Scene, rng: random.Random) -> tuple[str, str]:
     same = [SHAPES[o.shape] for o in scene.objects if o.colour == thing.colour]
     colour = COLOURS[thing.colour]
     verb = "is" if len(same) == 1 else "are"
-    return f"Which objects are {colour}?", f"The {_joined(same)} {verb} {colour}."
+    return f"Which objects are {colour}?", f"The {joined(same)} {verb} {colour}."
 
 
 _QUESTIONS = (_ask_count, _ask_cell, _ask_where, _ask_place, _ask_look, _ask_colour, _ask_relation)

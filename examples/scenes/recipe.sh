@@ -32,3 +32,11 @@ for first in 50000000 50100000; do
 done
 python train_drafter.py --model "$runs/target" --answers "$runs/answers.jsonl" --output "$runs/drafter" \
     --train '{"iterations": 900, "batch_size": 12, "validate_every": 300}'
+
+# Videos: the target learns clips of three moments, and goes on with pictures.
+clips=("${pixels[@]}" --clips 2 3 --batch 4 --clip-batch 4)
+"${language[@]}" "${clips[@]}" --output "$runs/moments" --init "$runs/target" --kept 96 \
+    --steps 320 --floor 0.3 --offset 600000
+"${language[@]}" "${clips[@]}" --output "$runs/clips" --init "$runs/moments" --kept 256 \
+    --steps 240 --offset 700000
+python export.py --run "$runs/clips" --tokenizer "$runs/tokenizer.json" --output "$runs/clip_target"

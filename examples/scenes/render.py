@@ -7,6 +7,7 @@ Shapes:
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +57,8 @@ def _shape_mask(shape: str, cx: float, cy: float, r: float) -> NDArray[np.bool_]
     return np.asarray(picture) > 0
 
 
-def _background(place: str, rng: np.random.Generator) -> NDArray[np.float32]:
-    """[S, S, 3] float32 in [0, 255]."""
+def background(place: str, rng: np.random.Generator) -> NDArray[np.float32]:
+    """A place without objects, [S, S, 3] float32 in [0, 255]."""
 
     def tint(r: int, g: int, b: int) -> NDArray[np.float32]:
         return (np.array((r, g, b)) + rng.normal(0, 5, 3)).astype(np.float32)
@@ -86,17 +87,40 @@ def _background(place: str, rng: np.random.Generator) -> NDArray[np.float32]:
     return image
 
 
-def _paint(
-    image: NDArray[np.float32], thing: Object, dark: bool, rng: np.random.Generator
-) -> NDArray[np.bool_]:
+@dataclass(frozen=True)
+class Look:
+    """How one object is drawn.
+
+    Attributes:
+        x, y: Its centre [pixels].
+        radius: [pixels]
+        colour: [3] float32 in [0, 255].
+    """
+
+    x: float
+    y: float
+    radius: float
+    colour: NDArray[np.float32]
+
+
+def draw_look(thing: Object, rng: np.random.Generator) -> Look:
+    """Draw where exactly in its cell an object stands, how large it is and its shade."""
     cell = SIDE / GRID
     cx = cell * (thing.column + 0.5) + rng.uniform(-3, 3)
     cy = cell * (thing.row + 0.5) + rng.uniform(-3, 3)
     radius = (11, 18)[thing.size] * rng.uniform(0.94, 1.06)
-    mask = _shape_mask(SHAPES[thing.shape], cx, cy, radius)
-    colour = np.array(RGB[COLOURS[thing.colour]], np.float32) + rng.normal(0, 6, 3).astype(
-        np.float32
-    )
+    shade = rng.normal(0, 6, 3).astype(np.float32)
+    return Look(cx, cy, radius, np.array(RGB[COLOURS[thing.colour]], np.float32) + shade)
+
+
+def paint(image: NDArray[np.float32], thing: Object, look: Look, dark: bool) -> NDArray[np.bool_]:
+    """Draw an object into `image` [S, S, 3]; `dark` asks for a bright outline.
+
+    Returns:
+        [S, S]: its pixels.
+    """
+    mask = _shape_mask(SHAPES[thing.shape], look.x, look.y, look.radius)
+    colour = look.colour
     second = colour * 0.45 if colour.mean() > 100 else colour * 0.5 + 125
     fill = np.broadcast_to(colour, image.shape).copy()
     if thing.pattern == 1:
@@ -107,6 +131,16 @@ def _paint(
     image[mask] = fill[mask]
     image[mask & ~inside] = 190 if dark else 60
     return mask
+
+
+def patch_owners(masks: dict[int, NDArray[np.bool_]]) -> NDArray[np.int8]:
+    """Who owns each patch, [P]: 0 for the background, i + 1 for the object with mask i, [S, S]."""
+    side = SIDE // PATCH
+    cover = np.zeros((max(masks, default=-1) + 2, PATCHES), np.float32)
+    for i, mask in masks.items():
+        cover[i + 1] = mask.reshape(side, PATCH, side, PATCH).mean((1, 3)).reshape(-1)
+    cover[0] = _OBJECT_COVER
+    return cover.argmax(0).astype(np.int8)
 
 
 def render(scene: Scene, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int8]]:
@@ -122,12 +156,9 @@ def render(scene: Scene, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int8]
     """
     rng = np.random.default_rng(seed)
     place = PLACES[scene.place]
-    image = _background(place, rng)
-    cover = np.zeros((len(scene.objects) + 1, PATCHES), np.float32)
+    image = background(place, rng)
+    masks = {}
     for i, thing in enumerate(scene.objects):
-        mask = _paint(image, thing, place == "night sky", rng)
-        side = SIDE // PATCH
-        cover[i + 1] = mask.reshape(side, PATCH, side, PATCH).mean((1, 3)).reshape(-1)
+        masks[i] = paint(image, thing, draw_look(thing, rng), place == "night sky")
     image += rng.normal(0, 4, image.shape).astype(np.float32)
-    cover[0] = _OBJECT_COVER
-    return np.clip(image, 0, 255).astype(np.uint8), cover.argmax(0).astype(np.int8)
+    return np.clip(image, 0, 255).astype(np.uint8), patch_owners(masks)

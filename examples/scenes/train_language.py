@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +29,57 @@ import numpy as np
 from mlx.utils import tree_flatten
 from tokenizers import Tokenizer
 
-from data import Batch, Conversations, make_batch
+from data import (
+    Batch,
+    Conversations,
+    clip_conversations,
+    make_batch,
+    make_clip_batch,
+    scene_conversations,
+)
 from fastops import cross_entropy
 from labels import NONE, NUM_CLASSES
 from model import Llava, TextShape, VisionShape
 from render import PATCHES
 from runs import load_run, load_stage, make_optimizer, save_run, set_rate
 
-SPLIT = 20_000_000
-HELD_OUT = 30_000_000
 CORRUPTED = 0.02  # share of visual tokens whose labels come from another patch of the same picture
 NOISE = 0.1  # standard deviation, relative to the vectors'
 KINDS = ("caption", "caption", "question+question+question+question", "list+question+brief")
+CLIP_KINDS = ("caption", "caption", "question+question+question", "steps+question+events")
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a step learns from: scenes or clips.
+
+    Attributes:
+        chat: Their conversations.
+        make: From these, the first number, how many and patches kept to a batch.
+        split: The first number in training.
+        held_out: The first number that is held out.
+        watched: How many of these are asked about while training goes on; a multiple of 8.
+    """
+
+    chat: Conversations[Any]
+    make: Callable[[Conversations[Any], int, int, int], Batch]
+    split: int
+    held_out: int
+    watched: int
+
+
+def courses(tokenizer: Tokenizer, kinds: tuple[str, ...]) -> tuple[Course, Course]:
+    """Of scenes and of clips."""
+    scenes = Course(scene_conversations(tokenizer, kinds), make_batch, 20_000_000, 30_000_000, 32)
+    clips = Course(
+        clip_conversations(tokenizer, CLIP_KINDS), make_clip_batch, 60_000_000, 70_000_000, 16
+    )
+    return scenes, clips
+
+
+def between_pictures(chat: Conversations[Any]) -> mx.array:
+    """Ids [R] before the first picture, then that of the line break between pictures."""
+    return mx.array([*chat.prefix, *chat.encode("\n")])
 
 
 class Learner(nn.Module):
@@ -52,10 +93,13 @@ class Learner(nn.Module):
 
 
 def visual_rows(model: Learner, visual: str, batch: dict[str, mx.array]) -> mx.array:
-    """[B, N, D] visual tokens that are kept."""
+    """[B, F, N, D] visual tokens that are kept."""
     if visual == "pixels":
-        rows = model.target.visual_tokens(batch["pixels"])
-        return mx.take_along_axis(rows, batch["kept"][..., None], axis=1)
+        pixels = batch["pixels"]
+        rows = model.target.visual_tokens(pixels.flatten(0, 1)).reshape(
+            *pixels.shape[:2], PATCHES, -1
+        )
+        return mx.take_along_axis(rows, batch["kept"][..., None], axis=2)
     table = mx.concatenate([model.table, mx.zeros((NONE + 1 - NUM_CLASSES, model.table.shape[1]))])
     rows = table[batch["classes"]].sum(axis=-2)
     return rows + batch["noise"] * mx.stop_gradient(rows.std())
@@ -72,23 +116,35 @@ def as_inputs(batch: Batch, visual: str, width: int, noisy: bool) -> dict[str, m
     if noisy:
         wrong = rng.random(kept.shape) < CORRUPTED
         kept[wrong] = rng.integers(0, PATCHES, int(wrong.sum()))
-    out["classes"] = np.take_along_axis(batch.classes, kept[..., None], axis=1)
+    out["classes"] = np.take_along_axis(batch.classes, kept[..., None], axis=2)
     scale = NOISE if noisy else 0.0
     out["noise"] = (scale * rng.standard_normal((*kept.shape, width))).astype(np.float32)
     return {k: mx.array(v) for k, v in out.items()}
 
 
 def loss_of(model: Learner, visual: str, prefix: mx.array, batch: dict[str, mx.array]) -> mx.array:
-    """Mean cross-entropy of the answers' tokens [nats]."""
-    target, tokens = model.target, batch["tokens"]
-    size, first = tokens.shape[0], prefix.shape[0]
-    before = mx.broadcast_to(
-        target.language_model.model.embed_tokens(prefix), (size, first, model.table.shape[1])
-    )
-    shared = mx.concatenate([before, visual_rows(model, visual, batch)], axis=1)
+    """Mean cross-entropy of the answers' tokens [nats].
+
+    Args:
+        model: What is trained.
+        visual: "pixels" or "symbols".
+        prefix: [R] ids before the first picture, the last one being what stands between pictures.
+        batch: From `as_inputs`.
+    """
+    target, tokens, kept = model.target, batch["tokens"], batch["kept"]
+    embed = target.language_model.model.embed_tokens
+    size, frames, _ = kept.shape
+    first, width = prefix.shape[0] - 1, model.table.shape[1]
+    before = mx.broadcast_to(embed(prefix[:-1]), (size, first, width))
+    between = mx.broadcast_to(embed(prefix[-1]), (size, frames, 1, width))
+    seen = mx.concatenate([visual_rows(model, visual, batch), between], axis=2)
+    shared = mx.concatenate([before, seen.flatten(1, 2)[:, :-1]], axis=1)
+    starts = first + (PATCHES + 1) * mx.arange(frames)[:, None]
+    rows = mx.concatenate([kept, mx.full((size, frames, 1), PATCHES)], axis=2) + starts
     steps = mx.broadcast_to(mx.arange(first), (size, first))
-    positions = mx.concatenate([steps, batch["kept"] + first], axis=1)
-    _, hidden = target.hidden(shared, positions, tokens, first + PATCHES)
+    positions = mx.concatenate([steps, rows.flatten(1, 2)[:, :-1]], axis=1)
+    stop = first + (PATCHES + 1) * frames - 1
+    _, hidden = target.hidden(shared, positions, tokens, stop)
     logits = target.logits(hidden[:, :, :-1]).reshape(-1, target.shape.vocab_size)
     return cross_entropy(
         logits, tokens[:, :, 1:].reshape(-1), batch["weights"][:, :, :-1].reshape(-1)
@@ -109,19 +165,30 @@ def stacked(weights: dict[str, mx.array], layers: int) -> list[tuple[str, mx.arr
 
 
 def held_out_loss(
-    model: Learner, args: argparse.Namespace, chat: Conversations, shift: int = 0
+    model: Learner,
+    args: argparse.Namespace,
+    course: Course,
+    shift: int = 0,
+    backwards: bool = False,
 ) -> float:
-    """Mean loss on held-out scenes; `shift` > 0 shows each conversation another scene's picture."""
+    """Mean loss on what is held out.
+
+    Args:
+        model: What is trained.
+        args: The command's.
+        course: Scenes or clips.
+        shift: Above 0, each conversation is shown another's pictures.
+        backwards: Whether clips are shown from their end to their beginning.
+    """
     losses = []
-    for start in range(HELD_OUT, HELD_OUT + 32, 16):
-        batch = make_batch(chat, start, 16, args.kept)
-        if shift:
-            rolled = {
-                k: np.roll(getattr(batch, k), shift, axis=0) for k in ("pixels", "classes", "kept")
-            }
-            batch = Batch(tokens=batch.tokens, weights=batch.weights, **rolled)
-        inputs = as_inputs(batch, args.visual, model.table.shape[1], noisy=False)
-        losses.append(loss_of(model, args.visual, mx.array(chat.prefix), inputs).item())
+    for start in range(course.held_out, course.held_out + course.watched, 8):
+        batch = course.make(course.chat, start, 8, args.kept)
+        names = ("pixels", "classes", "kept")
+        shown = {name: np.roll(getattr(batch, name), shift, axis=0) for name in names}
+        if backwards:
+            shown = {name: value[:, ::-1] for name, value in shown.items()}
+        inputs = as_inputs(replace(batch, **shown), args.visual, model.table.shape[1], noisy=False)
+        losses.append(loss_of(model, args.visual, between_pictures(course.chat), inputs).item())
     return round(float(np.mean(losses)), 4)
 
 
@@ -138,6 +205,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--kinds", nargs="+", default=list(KINDS), help="conversations about a picture"
     )
+    parser.add_argument(
+        "--clips",
+        type=int,
+        nargs=2,
+        default=(0, 1),
+        metavar=("N", "M"),
+        help="steps that learn from clips: N of every M; the others learn from scenes",
+    )
+    parser.add_argument("--clip-batch", type=int, default=4, help="clips a step")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rate", type=float, default=0.02, help="Muon's; AdamW has a tenth")
@@ -153,7 +229,7 @@ def main() -> None:
     args = parse()
     world = mx.distributed.init()
     mx.random.seed(1)
-    chat = Conversations(Tokenizer.from_file(str(args.tokenizer)), tuple(args.kinds))
+    scenes, clips = courses(Tokenizer.from_file(str(args.tokenizer)), tuple(args.kinds))
     model = Learner(args.layers)
     if args.init:
         weights = load_stage(args.init)
@@ -165,7 +241,7 @@ def main() -> None:
         model.freeze(recurse=False, keys=["table"])
     optimizer = make_optimizer(args.rate)
     step, spent = load_run(args.output, model, optimizer)
-    prefix = mx.array(chat.prefix)
+    prefix = between_pictures(scenes.chat)
     mx.eval(model.parameters())
     print(
         sum(v.size for _, v in tree_flatten(model.trainable_parameters())), "trainable", flush=True
@@ -183,14 +259,17 @@ def main() -> None:
     begin, average, shown, tokens = time.monotonic() - spent, 0.0, 0.0, 0
     while step < args.steps:
         set_rate(optimizer, args.rate, step, args.steps, args.floor)
-        first = SPLIT + args.offset + (step * world.size() + world.rank()) * args.batch
-        batch = make_batch(chat, first, args.batch, args.kept)
+        course = clips if step % args.clips[1] < args.clips[0] else scenes
+        size = args.clip_batch if course is clips else args.batch
+        first = course.split + args.offset + (step * world.size() + world.rank()) * size
+        batch = course.make(course.chat, first, size, args.kept)
         loss = update(as_inputs(batch, args.visual, width, noisy=True))
         mx.eval(model.parameters(), optimizer.state, loss)
         step, tokens = step + 1, tokens + int(batch.weights.sum())
         average = loss.item() if step == 1 else 0.97 * average + 0.03 * loss.item()
         elapsed = time.monotonic() - begin
-        if elapsed - shown > args.report and world.rank() == 0:
+        due = elapsed - shown > args.report or step == args.steps
+        if due and world.rank() == 0:
             shown = elapsed
             save_run(args.output, model, optimizer, step, elapsed)
             row: dict[str, Any] = {
@@ -199,9 +278,15 @@ def main() -> None:
                 "loss": round(average, 4),
             }
             row |= {
-                "held_out": held_out_loss(model, args, chat),
-                "other_picture": held_out_loss(model, args, chat, 1),
+                "held_out": held_out_loss(model, args, scenes),
+                "other_picture": held_out_loss(model, args, scenes, 1),
             }
+            if args.clips[0]:
+                row |= {
+                    "clips": held_out_loss(model, args, clips),
+                    "other_clip": held_out_loss(model, args, clips, 1),
+                    "clips_backwards": held_out_loss(model, args, clips, backwards=True),
+                }
             print(json.dumps(row | {"answer_tokens": tokens}), flush=True)
     if world.rank() == 0:
         save_run(args.output, model, optimizer, step, time.monotonic() - begin)

@@ -118,7 +118,8 @@ _COUNT_WEIGHTS = {
 _PATTERN_WEIGHTS = (5, 2, 2)
 
 
-def _draw_object(place: str, cells: list[int], rng: random.Random) -> Object:
+def draw_object(place: str, cells: list[int], rng: random.Random) -> Object:
+    """Draw an object for one of these cells of a place."""
     pattern = rng.choices(range(len(PATTERNS)), _PATTERN_WEIGHTS)[0]
     if rng.random() < _STOCK_SHARE:
         stock = rng.choice(_STOCK[place])
@@ -143,7 +144,7 @@ def draw_scene(rng: random.Random) -> Scene:
     cells = list(range(GRID * GRID))
     objects: list[Object] = []
     while len(objects) < count:
-        new = _draw_object(PLACES[place], cells, rng)
+        new = draw_object(PLACES[place], cells, rng)
         if all((new.colour, new.shape) != (old.colour, old.shape) for old in objects):
             objects.append(new)
             cells.remove(new.cell)
