@@ -17,9 +17,9 @@ import mlx.core as mx
 
 from flash_mlx import blas
 from flash_mlx.blas import BlasInfo
-from flash_mlx.kernels import KERNELS
 from flash_mlx.kernels.dispatch import state
 from flash_mlx.measure import ROWS, seconds_in_turns
+from flash_mlx.targets.quantized import KERNELS
 
 PACKAGES = ("flash-mlx", "mlx", "mlx-vlm", "mlx-lm", "transformers", "numpy")
 

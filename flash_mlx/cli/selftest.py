@@ -32,7 +32,7 @@ def _text(result: SelfTest) -> str:
     if not result.metal:
         lines.append("Metal      no: kernels cannot run here; their definitions were run instead")
     for trial in result.trials:
-        lines.append(f"{trial.kernel:<15} {trial.dtype:<9} {trial.size:<44} {_outcome(trial)}")
+        lines.append(f"{trial.kernel:<29} {trial.dtype:<9} {trial.size:<44} {_outcome(trial)}")
     curve = "   ".join(f"{rows}: {cost:.2f}" for rows, cost in result.verify_cost.items())
     lines += [
         f"Row cost   {curve}",

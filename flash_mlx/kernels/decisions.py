@@ -12,14 +12,15 @@ from flash_mlx.files import cache_folder, replacing
 
 @dataclass(frozen=True)
 class Decision:
-    """Whether a kernel is used, and why.
+    """Which form of an operation is used, and why.
 
     Attributes:
-        use: Whether it is.
+        use: Whether it is another one than MLX's own operations.
         reason: In a few words.
         error: Largest difference from the definition over its largest value; None: not tested.
-        kernel_seconds: Its time [s]; None: not timed.
+        kernel_seconds: Time of the fastest form that is right [s]; None: not timed.
         ops_seconds: The time of MLX's own operations [s].
+        form: The name of that form: the operation's for this project's kernel, or a rival's.
     """
 
     use: bool
@@ -27,6 +28,7 @@ class Decision:
     error: float | None = None
     kernel_seconds: float | None = None
     ops_seconds: float | None = None
+    form: str = ""
 
 
 class Decisions:

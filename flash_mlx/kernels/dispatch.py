@@ -1,24 +1,26 @@
 """Which form of an operation computes: MLX's own operations, or the Metal kernel.
 
 A kernel may be faster, and may be slower or wrong: on a chip, a macOS or an MLX that nobody tried.
-So it is used only where it
+Others have kernels for the same operation, some of them for some chips only: its rivals. So a form
+is used only where it
 
 1. runs at all: the default device is Metal's;
 2. takes the arguments' shapes and types;
 3. passed a test on this machine: against the definition in float32, twice with the same bits;
-4. beat MLX's own operations there, in a short timing.
+4. beat MLX's own operations there, and its rivals, in a short timing.
 
 3 and 4 are asked once for a kernel, its text, the shapes, the types, the device and the version of
 MLX, with random numbers of these shapes, and remembered on disk. What fails, fails there, never
 while text is generated. `FLASH_MLX_KERNELS=off` asks nothing and uses no kernel, `force` skips 3
-and 4.
+and 4 and uses this project's kernel.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -37,8 +39,27 @@ Arrays = Sequence[mx.array]
 
 
 @dataclass(frozen=True)
+class Rival:
+    """Somebody else's kernel for an operation, which takes the same arguments.
+
+    Attributes:
+        name: Whose it is.
+        version: Of what it comes with.
+        launch: The kernel.
+        here: Whether this machine has what it is made for.
+        fits: Whether it takes some arguments.
+    """
+
+    name: str
+    version: str
+    launch: Callable[..., Arrays]
+    here: Callable[[], bool]
+    fits: Callable[..., bool]
+
+
+@dataclass(frozen=True)
 class Kernel:
-    """An operation in two forms, which take the same arguments.
+    """An operation in several forms, which take the same arguments.
 
     Attributes:
         name: Of the operation.
@@ -46,6 +67,7 @@ class Kernel:
         launch: The Metal kernel.
         fits: Returns why the kernel does not take some arguments, None if it does.
         sources: The texts behind `launch`.
+        rivals: Other forms, which compete with `launch`.
     """
 
     name: str
@@ -53,11 +75,32 @@ class Kernel:
     launch: Callable[..., Arrays]
     fits: Callable[..., str | None]
     sources: tuple[metal.Source, ...]
+    rivals: tuple[Rival, ...] = ()
 
 
 def run(kernel: Kernel, *arguments: Any) -> Arrays:
     """Compute an operation in the form that `choose` names; lazy, but for a first use."""
-    return (kernel.launch if choose(kernel, *arguments).use else kernel.ops)(*arguments)
+    decision = choose(kernel, *arguments)
+    if not decision.use:
+        return kernel.ops(*arguments)
+    if decision.form == kernel.name:
+        return kernel.launch(*arguments)
+    return forms(kernel, arguments)[decision.form](*arguments)
+
+
+def forms(kernel: Kernel, arguments: Sequence[Any]) -> dict[str, Callable[..., Arrays]]:
+    """Return the forms besides MLX's operations that take these arguments here, by name.
+
+    The project's own kernel has the operation's name.
+    """
+    own = {kernel.name: kernel.launch} if kernel.fits(*arguments) is None else {}
+    others = {each.name: each.launch for each in rivals_here(kernel) if each.fits(*arguments)}
+    return own | others
+
+
+def rivals_here(kernel: Kernel) -> list[Rival]:
+    """Return the rivals that this machine has what they are made for."""
+    return [each for each in kernel.rivals if each.here()]
 
 
 def choose(kernel: Kernel, *arguments: Any) -> Decision:
@@ -67,16 +110,16 @@ def choose(kernel: Kernel, *arguments: Any) -> Decision:
         return OFF
     if not metal.available():
         return NO_METAL
-    wants = kernel.fits(*arguments)
-    if wants is not None:
-        return Decision(False, f"it takes {wants}")
+    candidates = forms(kernel, arguments)
+    if not candidates or (setting == "force" and kernel.name not in candidates):
+        return Decision(False, f"it takes {kernel.fits(*arguments)}")
     if setting == "force":
-        return FORCED
+        return replace(FORCED, form=kernel.name)
     decisions = decided()
     key = key_of(kernel, arguments)
     found = decisions.get(key)
-    if found is None:
-        found = try_out(kernel.ops, kernel.launch, arguments)
+    if found is None or (found.use and found.form not in candidates):
+        found = try_out(kernel.ops, candidates, arguments)
         decisions.put(key, found)
     return found
 
@@ -89,14 +132,18 @@ def state(kernel: Kernel) -> str:
         return NO_METAL.reason
     if mode() == "force":
         return f"used wherever it fits: {FORCED.reason}"
-    start = _stamp(kernel.sources)
+    start = _stamp(kernel)
+    others_here = [each.name for each in rivals_here(kernel)]
+    against = f"; competes with {' and '.join(others_here)}" if others_here else ""
     known = [d for key, d in decided().named(kernel.name).items() if key.startswith(start)]
     if not known:
-        return "not asked yet"
-    used = sum(decision.use for decision in known)
+        return f"not asked yet{against}"
+    used = Counter(decision.form for decision in known if decision.use)
     others = {decision.reason for decision in known if not decision.use}
-    text = f"used for {used} of {len(known)} shapes"
-    return f"{text}; else: {'; '.join(sorted(others))}" if others else text
+    text = f"used for {used.pop(kernel.name, 0)} of {len(known)} shapes"
+    text += "".join(f", {name} for {count}" for name, count in sorted(used.items()))
+    text += f"; else: {'; '.join(sorted(others))}" if others else ""
+    return text + against
 
 
 def mode() -> str:
@@ -113,12 +160,14 @@ def decided() -> Decisions:
 
 def key_of(kernel: Kernel, arguments: Sequence[Any]) -> tuple[str, ...]:
     """Return what a decision depends on."""
-    return (kernel.name, _stamp(kernel.sources), *(_describe(x) for x in arguments))
+    return (kernel.name, _stamp(kernel), *(_describe(x) for x in arguments))
 
 
 @cache
-def _stamp(sources: tuple[metal.Source, ...]) -> str:
-    return f"{metal.fingerprint(sources)} {metal.device_name()} mlx {version('mlx')}"
+def _stamp(kernel: Kernel) -> str:
+    """Return what decisions about a kernel depend on, whatever the arguments."""
+    own = f"{metal.fingerprint(kernel.sources)} {metal.device_name()} mlx {version('mlx')}"
+    return " ".join([own, *(f"{each.name} {each.version}" for each in kernel.rivals)])
 
 
 def _describe(argument: object) -> str:

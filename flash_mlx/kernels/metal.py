@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -56,6 +57,12 @@ class Source:
 def available() -> bool:
     """Whether kernels run where arrays are computed by default."""
     return mx.metal.is_available() and mx.default_device() == mx.Device(mx.gpu)
+
+
+def generation() -> int:
+    """Return the generation of an Apple GPU: 13 of M1, 17 of M5; 0 of anything else."""
+    found = re.fullmatch(r"applegpu_g(\d+)\w*", str(mx.device_info().get("architecture", "")))
+    return int(found[1]) if found else 0
 
 
 def device_name() -> str:

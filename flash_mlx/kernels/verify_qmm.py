@@ -8,11 +8,17 @@ Shapes:
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import mlx.core as mx
 
-from flash_mlx.kernels.dispatch import Kernel, run
-from flash_mlx.kernels.few_rows import BLOCK, HEADER, THREADS, fits, template
+from flash_mlx.kernels import metal
+from flash_mlx.kernels.dispatch import Kernel, Rival, run
+from flash_mlx.kernels.few_rows import BLOCK, HEADER, MAX_ROWS, THREADS, fits, template
 from flash_mlx.kernels.metal import Source, launch, scalar
+
+TENSOR_ROWS = 32  # rows from which MLX takes its kernel for neural accelerators
+FIRST_TENSOR_UNITS = 17  # generation of the first GPU that has them, M5's
 
 SOURCE = Source(
     name="flash_verify_qmm",
@@ -82,4 +88,31 @@ def verify_qmm_kernel(
     )
 
 
-VERIFY_QMM = Kernel("verify_qmm", verify_qmm_ops, verify_qmm_kernel, fits, (SOURCE,))
+def by_tensor_units(
+    x: mx.array, weight: mx.array, scales: mx.array, biases: mx.array, group_size: int, bits: int
+) -> tuple[mx.array]:
+    """Compute `verify_qmm` with as many rows as MLX takes for its neural-accelerator kernel.
+
+    Below, MLX reads the weights once for every few rows. The bits of a row do not depend on how
+    many come with it, for there are always 32.
+    """
+    filled = mx.pad(x, [(0, TENSOR_ROWS - x.shape[0]), (0, 0)])
+    return (verify_qmm_ops(filled, weight, scales, biases, group_size, bits)[0][: x.shape[0]],)
+
+
+def _tensor_units_fit(x: mx.array, *_: object) -> bool:
+    """Whether MLX has that kernel for 16-bit rows of this width, and the rows are few."""
+    few = x.ndim == 2 and 2 <= x.shape[0] <= MAX_ROWS
+    return few and x.shape[1] % 64 == 0 and x.dtype != mx.float32
+
+
+TENSOR_UNITS = Rival(
+    "MLX's neural-accelerator kernel",
+    version("mlx"),
+    by_tensor_units,
+    lambda: metal.generation() >= FIRST_TENSOR_UNITS,
+    _tensor_units_fit,
+)
+VERIFY_QMM = Kernel(
+    "verify_qmm", verify_qmm_ops, verify_qmm_kernel, fits, (SOURCE,), (TENSOR_UNITS,)
+)

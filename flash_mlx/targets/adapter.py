@@ -23,12 +23,12 @@ import mlx.nn as nn
 from flash_mlx.decode import Cache, Output, Take
 from flash_mlx.kernels.few_rows import MAX_ROWS
 from flash_mlx.kernels.lmhead_topk import lmhead_topk, most_likely
-from flash_mlx.kernels.verify_qmm import verify_qmm
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets.cache import SequenceCache
 from flash_mlx.targets.decoder import Decoder
 from flash_mlx.targets.families import Family
 from flash_mlx.targets.hooks import TreeHooks
+from flash_mlx.targets.quantized import few_rows
 from flash_mlx.targets.tree_kernel import TreeAttention
 from flash_mlx.tree import DraftTree, Topology
 
@@ -167,7 +167,7 @@ class MlxVlmTarget:
         packed = self._decoder.packed_head()
         if packed is None or not 2 <= hidden.shape[0] <= MAX_ROWS:
             return self.lm_head(hidden)
-        return verify_qmm(hidden, *packed)
+        return few_rows(hidden, *packed)
 
     def best_tokens(self, hidden: mx.array, keep: int) -> tuple[mx.array, mx.array]:
         """Return the most likely tokens after `hidden` [R, D], if possible without their logits.

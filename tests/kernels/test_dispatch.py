@@ -1,6 +1,7 @@
 """When a kernel is used: only where it is right and faster, and never at the cost of an error."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from cases import CASES, Case, normal
 from emulator import Emulator
 from flash_mlx.kernels import dispatch, metal, trial
 from flash_mlx.kernels.decisions import Decision, Decisions
-from flash_mlx.kernels.dispatch import Kernel, choose, run
+from flash_mlx.kernels.dispatch import Kernel, Rival, choose, run, state
 from flash_mlx.kernels.trial import TOLERANCE, try_out, worst_error
 
 
@@ -21,6 +22,10 @@ def double(x: mx.array) -> list[mx.array]:
 
 def always(*_: Any) -> None:
     return None
+
+
+def anything(*_: Any) -> bool:
+    return True
 
 
 SOURCE = metal.Source("double", ("x",), ("y",), "y[0] = 2 * x[0];")
@@ -39,7 +44,7 @@ def on_a_mac(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def timed(monkeypatch: pytest.MonkeyPatch, kernel: float, ops: float) -> None:
     monkeypatch.setattr(
-        trial, "seconds_in_turns", lambda *_: {trial.KERNEL: kernel, trial.OPS: ops}
+        trial, "seconds_in_turns", lambda *_: {trial.OPS: ops, trial.OPS + 1: kernel}
     )
 
 
@@ -101,12 +106,64 @@ def test_a_kernel_that_is_slower_or_does_not_fit_is_not_used(
     assert choose(odd, X).reason == "it takes nothing at all"
 
 
+RIVALS = (
+    Rival("right", "1", lambda x: [x + x], lambda: True, anything),
+    Rival("wrong", "1", lambda x: [3 * x], lambda: True, anything),
+    Rival("elsewhere", "1", lambda x: [x + x], lambda: False, anything),
+    Rival("unfit", "1", lambda x: [x + x], lambda: True, lambda *_: False),
+)
+
+
+@pytest.mark.parametrize(
+    ("times", "form"), [((3, 1, 2), "double"), ((3, 2, 1), "right"), ((1, 2, 3), None)]
+)
+def test_the_fastest_form_that_is_right_is_used(
+    times: tuple[float, ...], form: str | None, on_a_mac: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed_forms = []
+
+    def in_turns(runs: dict[int, Any], _: int) -> dict[int, float]:
+        timed_forms.append(len(runs))
+        return dict(zip(sorted(runs), times, strict=True))
+
+    monkeypatch.setattr(trial, "seconds_in_turns", in_turns)
+    kernel = Kernel("double", double, double, always, (SOURCE,), RIVALS)
+    decision = choose(kernel, X)
+    assert timed_forms == [3], "MLX's operations, the kernel and the rival that is right"
+    assert (decision.use, decision.form) == (form is not None, form or "double")
+    assert mx.array_equal(run(kernel, X)[0], 2 * X)
+    assert ("right for 1" in state(kernel)) == (form == "right")
+    assert "competes with right and wrong and unfit" in state(kernel)
+    newer = replace(kernel, rivals=(replace(RIVALS[0], version="2"),))
+    assert dispatch.key_of(newer, [X]) != dispatch.key_of(kernel, [X])
+    monkeypatch.setenv("FLASH_MLX_KERNELS", "force")
+    assert choose(kernel, X).form == "double"
+
+
+def test_a_rival_may_take_what_the_kernel_does_not(
+    on_a_mac: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed(monkeypatch, 1.0, 2.0)
+    kernel = Kernel("double", double, always, lambda x: "nothing", (SOURCE,), RIVALS[:1])
+    assert choose(kernel, X).form == "right"
+    gone = replace(kernel, rivals=(replace(RIVALS[0], here=lambda: False),))
+    assert choose(gone, X).reason == "it takes nothing", "what was decided with a rival"
+    monkeypatch.setenv("FLASH_MLX_KERNELS", "force")
+    assert not choose(kernel, X).use
+
+
+def test_generations_of_chips(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, number in {"applegpu_g17s": 17, "applegpu_g13d": 13, "cpu": 0, "": 0}.items():
+        monkeypatch.setattr(mx, "device_info", lambda name=name: {"architecture": name})
+        assert metal.generation() == number
+
+
 def test_the_setting_decides_first(on_a_mac: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kernel = Kernel("double", double, double, always, (SOURCE,))
     monkeypatch.setenv("FLASH_MLX_KERNELS", "off")
     assert choose(kernel, X) == dispatch.OFF
     monkeypatch.setenv("FLASH_MLX_KERNELS", "force")
-    assert choose(kernel, X) == dispatch.FORCED
+    assert choose(kernel, X) == replace(dispatch.FORCED, form="double")
     monkeypatch.setenv("FLASH_MLX_KERNELS", "perhaps")
     assert dispatch.mode() == "on"
 
@@ -114,7 +171,9 @@ def test_the_setting_decides_first(on_a_mac: Path, monkeypatch: pytest.MonkeyPat
 def test_growing_texts_do_not_ask_again(on_a_mac: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(
-        dispatch, "try_out", lambda *_: asked.append(1) or Decision(True, "tried out")
+        dispatch,
+        "try_out",
+        lambda *_: asked.append(1) or Decision(True, "tried out", form="double"),
     )
     kernel = Kernel("double", double, double, always, (SOURCE,))
     for length in range(600, 700):
@@ -149,7 +208,7 @@ def test_every_kernel_passes_its_first_use_test(
     """Random stand-ins fit every kernel, and the definition meets them."""
     timed(monkeypatch, 1.0, 2.0)
     case: Case = next(case for case in CASES if case.kernel.name == kernel)
-    decision = try_out(case.kernel.ops, case.kernel.launch, case.make())
+    decision = try_out(case.kernel.ops, {kernel: case.kernel.launch}, case.make())
     assert decision.use, decision
 
 

@@ -8,13 +8,17 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 import pytest
 
-from cases import normal
+from cases import normal, quantized
 from emulator import Emulator
+from flash_mlx.kernels import dispatch, metal, trial
+from flash_mlx.kernels.decisions import Decisions
+from flash_mlx.targets.quantized import FEW_ROWS, few_rows
 
 pytest.importorskip("mlx_vlm")
 ROOTS = (
@@ -108,6 +112,59 @@ def test_quantised_verification(rows: int, load: Load, emulator: Emulator) -> No
     assert close(found, x.astype(mx.float32) @ weight.T, 8e-3)
     assert mx.array_equal(module.optimized_affine_argmax(layer, x), mx.argmax(found, axis=-1))
     assert len(names(emulator)) == 2
+
+
+def sums_as_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let MLX's quantised products add in float32, as on a GPU; returns the rows of each call."""
+    real, rows = mx.quantized_matmul, []
+
+    def product(x: mx.array, w: mx.array, scales: mx.array, biases: mx.array, *more: Any) -> Any:
+        rows.append(x.shape[0])
+        wide = (each.astype(mx.float32) for each in (scales, biases))
+        return real(x.astype(mx.float32), w, *wide, *more).astype(x.dtype)
+
+    monkeypatch.setattr(mx, "quantized_matmul", product)
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("fastest", "launched"),
+    [
+        ("verify_qmm", "flash_verify_qmm"),
+        ("MLX's neural-accelerator kernel", None),  # no custom kernel
+        ("mlx-vlm's exact kernel", "quantized_verify_affine_qmv_b4_gs64_t5_k512_n64_bf16"),
+    ],
+)
+def test_verification_goes_to_the_fastest_kernel_of_an_m5(
+    fastest: str,
+    launched: str | None,
+    load: Load,
+    emulator: Emulator,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load("models.quantized_verifier")
+    monkeypatch.setattr(metal, "available", lambda: True)
+    monkeypatch.setattr(metal, "generation", lambda: 17)
+    decisions = Decisions(None, {})
+    monkeypatch.setattr(dispatch, "decided", lambda: decisions)
+    asked_rows = sums_as_a_gpu(monkeypatch)
+    monkeypatch.delenv("FLASH_MLX_KERNELS", raising=False)
+    x, *rest = quantized(5, 64, 512, 64, 4, mx.bfloat16)
+    place = list(dispatch.forms(FEW_ROWS, (x, *rest))).index(fastest) + trial.OPS + 1
+    monkeypatch.setattr(
+        trial, "seconds_in_turns", lambda runs, _: {each: 1 + (each != place) for each in runs}
+    )
+    found = few_rows(x, *rest)
+    error, allowed = trial.worst_error([found], trial.definition(FEW_ROWS.ops, (x, *rest)))
+    assert error <= allowed
+    emulator.launches.clear()
+    assert mx.array_equal(few_rows(x, *rest), found)
+    assert names(emulator) == ({launched} - {None})
+    assert asked_rows[-1] == (5 if launched else 32)  # 5: the definition
+    text = dispatch.state(FEW_ROWS)
+    assert fastest in text or text.startswith("used for 1 of 1 shapes")
+    rows = [few_rows(x[first : first + 2], *rest) for first in (0, 2)]
+    assert mx.array_equal(mx.concatenate(rows), found[:4]), "a row depends on the others"
 
 
 def test_norms(load: Load, emulator: Emulator) -> None:

@@ -63,7 +63,7 @@ def test_states_on_metal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert state(VERIFY_QMM) == "not asked yet"
     arguments = (mx.zeros((8, 128)), mx.zeros((64, 16), mx.uint32), mx.zeros((64, 2)))
     key = dispatch.key_of(VERIFY_QMM, (*arguments, arguments[2], 64, 4))
-    decisions.put(key, Decision(True, "1.50 times the speed"))
+    decisions.put(key, Decision(True, "1.50 times the speed", form="verify_qmm"))
     decisions.put((*key, "another"), Decision(False, "0.90 times the speed"))
     assert state(VERIFY_QMM) == "used for 1 of 2 shapes; else: 0.90 times the speed"
     monkeypatch.setenv("FLASH_MLX_KERNELS", "force")
