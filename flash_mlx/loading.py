@@ -81,12 +81,17 @@ class Model:
 
     def num_latents(self, num_images: int) -> int:
         """Latents that the drafter reads in place of the visual tokens of `num_images` images."""
-        drafter = unpaced(self.drafter)
-        if isinstance(drafter, StepwiseDrafter):
-            return num_images * max(0, drafter.model.config.num_queries - 1)
-        if not isinstance(drafter, FlashDrafter):
-            return 0
-        return num_images * drafter.model.config.num_latents
+        return num_latents(self.drafter, num_images)
+
+
+def num_latents(drafter: Drafter[Any] | None, num_images: int) -> int:
+    """Return the rows that a drafter reads in place of the visual ones of `num_images` images."""
+    drafter = unpaced(drafter)
+    if isinstance(drafter, StepwiseDrafter):
+        return num_images * max(0, drafter.model.config.num_queries - 1)
+    if not isinstance(drafter, FlashDrafter):
+        return 0
+    return num_images * drafter.model.config.num_latents
 
 
 def load(

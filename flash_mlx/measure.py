@@ -30,10 +30,20 @@ def bootstrap_interval(values: Sequence[float], share: float = 0.95) -> tuple[fl
         values: One a prompt, at least one.
         share: Of the resampled medians that the interval holds.
     """
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(np.array(values), (2000, len(values))), axis=1)
-    low, high = np.percentile(medians, [50 * (1 - share), 50 * (1 + share)])
-    return float(low), float(high)
+    from scipy.stats import bootstrap
+
+    if len(values) == 1:
+        return values[0], values[0]
+    # Corrected intervals (BCa) are not defined where resampled medians are all equal.
+    found = bootstrap(
+        (np.array(values),),
+        np.median,
+        confidence_level=share,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def noise_floor(law: npt.NDArray[np.float64], draws: int, chance: float = 1e-3) -> float:
@@ -90,19 +100,17 @@ def first_difference(ours: Sequence[int], plain: Sequence[int]) -> int:
     return next((i for i, (a, b) in both if a != b), min(len(ours), len(plain)))
 
 
-def mean_entropy(target: Target, answers: Sequence[tuple[Prompt, Sequence[int]]]) -> float:
-    """Return the mean entropy of the target's law at temperature 1 along answers [bits].
+def total_entropy(target: Target, prompt: Prompt, tokens: Sequence[int]) -> float:
+    """Return the entropy of the target's laws at temperature 1 along an answer, summed [bits].
 
     Args:
         target: The model.
-        answers: Prompts, each with the ids of its answer.
+        prompt: What it answers.
+        tokens: [A] ids of the answer.
     """
-    total, count = 0.0, 0
-    for prompt, tokens in answers:
-        laws = Sampler(temperature=1.0).probs(read_answer(target, prompt, tokens).logits)
-        bits = -(laws * mx.log2(mx.where(laws > 0, laws, 1))).sum(axis=-1)
-        total, count = total + float(np.array(bits.sum())), count + len(tokens)
-    return total / count
+    laws = Sampler(temperature=1.0).probs(read_answer(target, prompt, tokens).logits)
+    bits = -(laws * mx.log2(mx.where(laws > 0, laws, 1))).sum(axis=-1)
+    return float(np.array(bits.sum()))
 
 
 def verify_cost(

@@ -29,7 +29,8 @@ LAYERS = (
     {"generate", "measure"},
     {"session"},
     {"joint_law"},
-    {"caption", "bench", "verify", "doctor", "selftest", "train", "viz"},
+    {"caption", "verify", "doctor", "selftest", "train", "viz"},
+    {"bench"},
     {"integrations"},
     {"cli"},
 )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from flash_mlx.generate import Model
     from flash_mlx.loading import Drafting
 
+
+ARGV = "flash_mlx.argv"  # where a context keeps the command's words
 
 prompts_option = click.option(
     "--prompt",
@@ -36,6 +37,11 @@ class _Command(ListOptions):
 
     lists = ("--draft-model", "--drafting", "--temperature", "--prompt")
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the words for the report."""
+        ctx.meta[ARGV] = ["bench", *args]
+        return super().parse_args(ctx, args)
+
 
 @click.command("bench", cls=_Command)
 @click.option("--model", default="demo", show_default=True, help="Target: demo, folder or hub id.")
@@ -45,12 +51,19 @@ class _Command(ListOptions):
     multiple=True,
     default=("auto",),
     show_default=True,
-    help="Drafters; each runs against plain decoding.",
+    help="Drafters: auto, none, ngram, folders or hub ids; each runs against plain decoding.",
 )
 @click.option(
     "--data",
+    default="scenes",
+    show_default=True,
+    help="Folder of pictures, rows (.jsonl of MMSpec, LLaVA-Bench, ...), lines of text (.txt), or "
+    "scenes: the bundled pictures.",
+)
+@click.option(
+    "--image-folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="Folder of pictures.  [default: the bundled ones]",
+    help="Where the rows' pictures are.  [default: beside the rows, or in images/ there]",
 )
 @prompts_option
 @click.option("--limit", type=int, default=40, show_default=True, callback=at_least(1))
@@ -64,6 +77,14 @@ class _Command(ListOptions):
     callback=at_least(0),
 )
 @click.option("--max-tokens", type=int, default=256, show_default=True, callback=at_least(2))
+@click.option(
+    "--repeats",
+    type=int,
+    default=1,
+    show_default=True,
+    callback=at_least(1),
+    help="Answers of each drafter to each prompt.",
+)
 @click.option("--draft-block-size", type=int, callback=at_least(1))
 @loading_options
 @click.option(
@@ -77,95 +98,80 @@ class _Command(ListOptions):
 )
 @click.option("--seed", type=click.IntRange(0, 2**63 - 1), default=0, show_default=True)
 @click.option("--json", "output", type=click.Path(dir_okay=False, path_type=Path))
+@click.option(
+    "--plot", "picture", type=click.Path(dir_okay=False, path_type=Path), help="PNG to draw."
+)
+@click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+@click.pass_context
 def command(
+    context: click.Context,
     model: str,
     drafts: tuple[str, ...],
-    data: Path | None,
+    data: str,
+    image_folder: Path | None,
     prompts: tuple[str, ...],
     limit: int,
     temperatures: tuple[float, ...],
     max_tokens: int,
+    repeats: int,
     draft_block_size: int | None,
     loading: dict[str, Any],
     modes: tuple[Drafting, ...],
     seed: int,
     output: Path | None,
+    picture: Path | None,
+    markdown: bool,
 ) -> None:
     """Measure drafters against plain decoding, interleaved in one process."""
+    for name, file in (("--json", output), ("--plot", picture)):
+        if file is not None:
+            _require_writable(name, file)
     from flash_mlx import bench, doctor, measure
+    from flash_mlx.bench.plot import plot, require_matplotlib
+    from flash_mlx.bench.report import build
+    from flash_mlx.bench.table import render
     from flash_mlx.generate import load
-    from flash_mlx.processing import make_prompt
 
-    files = _pictures(data, limit)
-    if output is not None:
-        _require_writable(output)
-    loaded_model = load(
-        model, drafts[0], draft_block_size=draft_block_size, drafting=modes[0], **loading
-    )
-    loaded = loaded_model.loaded
-    drafters = _drafters(loaded_model, drafts, modes, draft_block_size)
-    questions = [
-        make_prompt(loaded, prompts[i % len(prompts)], [file]) for i, file in enumerate(files)
-    ]
+    if picture is not None:
+        require_matplotlib()
+    questions = bench.read_questions(data, prompts, limit, image_folder)
+    first = load(model, drafts[0], draft_block_size=draft_block_size, drafting=modes[0], **loading)
+    loaded = first.loaded
+    drafters = _drafters(first, drafts, modes, draft_block_size)
+    prompt = bench.first_prompt(loaded, questions)
     machine = doctor.examine()
+    skipped: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
     for temperature in temperatures:
-        settings = bench.Settings(temperature, max_tokens, seed)
+        settings = bench.Settings(temperature, max_tokens, seed, repeats)
+        length = 1 + sum(len(question.turns) for question in questions)
         label = f"Temperature {temperature:g}"
-        with click.progressbar(length=len(questions) + 1, label=label, file=sys.stderr) as bar:
-            rows += bench.run(loaded, drafters, questions, settings, bar.update)
-    for row in rows:
-        row["threads"] = machine.blas.threads
-    curve = measure.verify_cost(loaded, questions[0])
-    report = {
-        "machine": dataclasses.asdict(machine),
-        "settings": {
-            "model": model,
-            "drafts": drafts,
-            "pictures": len(files),
-            "prompts": prompts,
-            "max_tokens": max_tokens,
-            "seed": seed,
-        },
-        "verify_seconds": {str(m): s for m, s in curve.items()},
-        "verify_cost": {str(m): s / curve[1] for m, s in curve.items()},
-        "target_entropy": rows[0].get("target_entropy"),
-        "rows": rows,
-    }
+        with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
+            rows += bench.run(loaded, drafters, questions, settings, bar.update, skipped.update)
+    report = build(
+        rows,
+        {**context.params, "argv": context.meta[ARGV]},
+        machine,
+        measure.verify_cost(loaded, prompt),
+        skipped,
+    )
     if output is not None:
         _write(report, output)
-    click.echo(_table(report))
+    if picture is not None:
+        plot(report, picture)
+    click.echo(render(report, markdown=markdown))
 
 
-def _pictures(data: Path | None, limit: int) -> list[Path]:
-    """The first pictures of a folder, by name; the bundled ones if none is named.
-
-    Raises:
-        UsageError: It has none.
-    """
-    if data is None:
-        from flash_mlx.loading import demo_pictures
-
-        return list(demo_pictures()[:limit])
-    from flash_mlx.images import PICTURES
-
-    files = sorted(f for f in data.iterdir() if f.suffix.lower() in PICTURES)[:limit]
-    if not files:
-        raise click.UsageError(
-            f"--data must hold pictures ({', '.join(PICTURES)}); {data} has none."
-        )
-    return files
-
-
-def _require_writable(output: Path) -> None:
+def _require_writable(option: str, file: Path) -> None:
     """Find out before the run whether its report can be written.
 
     Raises:
         OSError: It cannot.
     """
-    folder = output.parent
-    if not (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
-        raise OSError(f"--json must name a file in a folder that can be written; got {output}.")
+    folder = file.parent
+    writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    if not writable or (file.exists() and not os.access(file, os.W_OK)):
+        raise OSError(f"{option} must name a file in a folder that can be written; got {file}.")
 
 
 def _drafters(
@@ -190,49 +196,9 @@ def _drafters(
     return drafters
 
 
-def _write(report: dict[str, Any], output: Path) -> None:
+def _write(report: Mapping[str, Any], output: Path) -> None:
     from flash_mlx.files import replacing
 
     text = json.dumps(report, indent=1, default=str)
     with replacing(output) as file:
         file.write_text(text + "\n", encoding="utf-8")
-
-
-def _table(report: dict[str, Any]) -> str:
-    """The rows as text, and what they depend on."""
-    head = (
-        f"{'drafter':12} {'T':>4} {'threads':>7} {'tok/s':>7} {'speed-up':>8} {'95% interval':>13} "
-        f"{'end-to-end':>10} {'tokens/pass':>11} {'identical':>9}"
-    )
-    lines = [head]
-    for row in report["rows"]:
-        start = f"{row['drafter'][-12:]:12} {row['temperature']:4g} {row['threads'] or 0:7}"
-        if row["error"]:
-            lines.append(f"{start} failed: {row['error']}")
-            continue
-        interval = f"{row['speedup_low']:.2f} - {row['speedup_high']:.2f}"
-        lines.append(
-            f"{start} {row['generation_tps']:7.1f} {row['speedup']:8.2f} {interval:>13} "
-            f"{row['end_to_end_speedup']:10.2f} {row['mean_acceptance_length']:11.2f} "
-            f"{row['identical']:9.2f}"
-        )
-    lines += filter(None, map(_round, report["rows"]))
-    costs = "  ".join(f"{m}: {cost:.2f}" for m, cost in report["verify_cost"].items())
-    lines.append(f"Cost of a pass over m rows, relative to one row: {costs}")
-    entropy = report["target_entropy"]  # None if plain decoding failed
-    if entropy is not None:
-        lines.append(f"Entropy of the target's text: {entropy:.3f} bits per token")
-    return "\n".join(lines)
-
-
-def _round(row: dict[str, Any]) -> str:
-    """What a row's rounds spend their time on; nothing if that was not clocked."""
-    times = [row.get(f"{phase}_seconds") for phase in ("draft", "verify", "host")]
-    if None in times:
-        return ""
-    draft, verify, host = (1e3 * float(each) for each in times if each is not None)
-    total = draft + verify + host
-    return (
-        f"{row['drafter'][-12:]:12} {row['temperature']:4g} round of {total:.2f} ms: drafter "
-        f"{draft:.2f}, target {verify:.2f}, neither {host:.2f} ({host / total:.1%})"
-    )

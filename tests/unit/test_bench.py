@@ -4,17 +4,20 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from flash_mlx import bench, cli, measure
+from flash_mlx.bench import compare
+from flash_mlx.bench.answers import answer
+from flash_mlx.bench.figures import Asked, Sample
 from flash_mlx.decode import NoDrafter
 from flash_mlx.draft import FlashConfig, FlashModel
 from flash_mlx.draft.drafter import FlashDrafter
 from flash_mlx.generate import load
-from flash_mlx.loading import DEMO
 from flash_mlx.processing import make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets import LoadedTarget
@@ -32,7 +35,7 @@ class Broken(NoDrafter):
     """Fails as a drafter with a bug would."""
 
     def draft(self, *_: object) -> None:  # type: ignore[override]
-        raise ValueError("no idea")
+        raise LookupError("no idea")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def test_rows_say_what_was_said(
     assert [row["drafter"] for row in rows] == ["none", "ours", "mlx-vlm"]
     plain, ours, theirs = rows
     for row in rows:
-        assert row.keys() - {"target_entropy"} == KEYS
+        assert row.keys() >= KEYS
         assert row["peak_memory_gb"] > 0
     assert theirs["verify_seconds"] is None
     assert ours["verify_seconds"] > 0
@@ -77,7 +80,7 @@ def test_a_drafter_that_fails_leaves_the_others_standing(
     contenders = {"broken": Broken(), "ours": drafter}
     rows = bench.run(llava, contenders, prompts[:2], bench.Settings(max_tokens=6))
     by_name = {row["drafter"]: row for row in rows}
-    assert by_name["broken"]["error"] == "ValueError: no idea"
+    assert by_name["broken"]["error"] == "LookupError: no idea"
     assert "speedup" not in by_name["broken"]
     assert by_name["ours"]["error"] is None
     assert by_name["ours"]["identical"] == 1.0
@@ -87,7 +90,7 @@ def test_without_plain_decoding_nothing_is_compared(
     llava: LoadedTarget, prompts: list[Prompt], drafter: FlashDrafter
 ) -> None:
     rows = bench.run(llava, {bench.PLAIN: Broken(), "ours": drafter}, prompts[:1], bench.Settings())
-    assert {row["error"] for row in rows} == {"ValueError: no idea"}
+    assert {row["error"] for row in rows} == {"LookupError: no idea"}
     assert not any("speedup" in row for row in rows)
 
 
@@ -102,8 +105,8 @@ def test_the_peak_of_memory_is_that_of_the_answer(
     large = mx.zeros((4096, 4096))
     mx.eval(large)
     del large
-    answer = bench._answer(llava, NoDrafter(), prompts[0], bench.Settings(max_tokens=3), 0)
-    assert answer.peak_memory_gb < 4096 * 4096 * 4 / 1e9
+    found = answer(llava, NoDrafter(), prompts[0], bench.Settings(max_tokens=3), 0)
+    assert found.peak_memory_gb < 4096 * 4096 * 4 / 1e9
 
 
 def test_sampling_has_no_mlx_vlm_row(llava: LoadedTarget, prompts: list[Prompt]) -> None:
@@ -113,28 +116,69 @@ def test_sampling_has_no_mlx_vlm_row(llava: LoadedTarget, prompts: list[Prompt])
 
 def test_a_divergence_is_reported_with_its_gap(llava: LoadedTarget, prompts: list[Prompt]) -> None:
     settings = bench.Settings(max_tokens=8)
-    plain = bench._answer(llava, NoDrafter(), prompts[0], settings, 0)
+    contest = compare._Contest(llava, {}, settings)
+    contest.asked.append(Asked("a", "", 1, len(prompts[0]), 1))
+    plain = answer(llava, NoDrafter(), prompts[0], settings, 0)
+
+    def found(*ours: int) -> dict[str, Any]:
+        contest.divergences.clear()
+        sample = Sample(contest.asked[0], (plain, replace(plain, tokens=ours)), (plain, plain))
+        contest._note_divergence("ours", prompts[0], sample)
+        return contest.divergences["ours"]
+
     wrong = (plain.tokens[3] + 1) % llava.target.vocab_size
-    other = replace(plain, tokens=(*plain.tokens[:3], wrong, *plain.tokens[4:]))
-    found = bench._first_divergence(llava, prompts, [(other, plain)])
+    other = found(*plain.tokens[:3], wrong, *plain.tokens[4:])
     logits = measure.read_answer(llava.target, prompts[0], plain.tokens).logits
-    assert found is not None
-    assert (found["prompt"], found["position"]) == (0, 3)
-    assert found["tokens"] == [wrong, plain.tokens[3]]
+    assert (other["prompt"], other["position"]) == (0, 3)
+    assert other["tokens"] == [wrong, plain.tokens[3]]
     gap = (logits[3, plain.tokens[3]] - logits[3, wrong]).item()
-    assert found["logit_gap"] == pytest.approx(gap)
-    shorter = replace(plain, tokens=plain.tokens[:5])
-    found = bench._first_divergence(llava, prompts, [(shorter, plain)])
-    assert found == {"prompt": 0, "position": 5, "tokens": [], "logit_gap": None}
+    assert other["logit_gap"] == pytest.approx(gap)
+    assert found(*plain.tokens[:5]) == {
+        "prompt": 0,
+        "position": 5,
+        "tokens": [],
+        "logit_gap": None,
+    }
+
+
+def test_contenders_answer_in_an_order_drawn_anew_and_the_warm_up_does_not_count(
+    llava: LoadedTarget, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def noted(loaded: LoadedTarget, drafter: Any, *rest: Any) -> bench.Answer:
+        seen.append("mlx-vlm" if drafter is None else getattr(drafter, "name", "none"))
+        return answer(loaded, drafter or NoDrafter(), *rest)
+
+    class Named(NoDrafter):
+        def __init__(self, name: str) -> None:
+            object.__setattr__(self, "name", name)
+
+    monkeypatch.setattr(compare, "answer", noted)
+    others = {name: Named(name) for name in "ab"}
+    settings = bench.Settings(max_tokens=2, repeats=8)
+    rows = bench.run(llava, others, prompts[:2], settings)
+    turns = [seen[i : i + 4] for i in range(0, len(seen), 4)]
+    assert len(turns) == 1 + 2 * 8  # the warm-up, and each prompt eight times
+    assert all(set(turn) == {"none", "a", "b", "mlx-vlm"} for turn in turns)
+    assert len({tuple(turn) for turn in turns}) > 6
+    assert {turn[0] for turn in turns} == {"none", "a", "b", "mlx-vlm"}
+    assert [row["samples"] for row in rows] == [2] * 4
+    assert [row["tokens"] for row in rows] == [rows[0]["tokens"]] * 4
+    assert rows[0]["repeats"] == 8
+    again = list(seen)
+    seen.clear()
+    bench.run(llava, others, prompts[:2], settings)
+    assert seen == again
 
 
 def test_an_answer_is_read_with_the_logits_it_was_made_from(
     llava: LoadedTarget, prompts: list[Prompt]
 ) -> None:
-    answer = bench._answer(llava, NoDrafter(), prompts[0], bench.Settings(max_tokens=9), 0)
-    logits = measure.read_answer(llava.target, prompts[0], answer.tokens).logits
-    assert mx.argmax(logits, axis=-1).tolist() == list(answer.tokens)
-    one = measure.read_answer(llava.target, prompts[0], answer.tokens[:1]).logits
+    found = answer(llava, NoDrafter(), prompts[0], bench.Settings(max_tokens=9), 0)
+    logits = measure.read_answer(llava.target, prompts[0], found.tokens).logits
+    assert mx.argmax(logits, axis=-1).tolist() == list(found.tokens)
+    one = measure.read_answer(llava.target, prompts[0], found.tokens[:1]).logits
     assert one.shape == (1, llava.target.vocab_size)
 
 
@@ -145,10 +189,9 @@ def test_entropy_is_that_of_the_laws(llava: LoadedTarget, prompts: list[Prompt])
     )
     law = np.exp(logits - logits.max(-1, keepdims=True))
     law /= law.sum(-1, keepdims=True)
-    expected = -(law * np.log2(law)).sum(-1).mean()
-    assert measure.mean_entropy(llava.target, [(prompts[0], tokens)]) == pytest.approx(
-        expected, rel=1e-4
-    )
+    expected = -(law * np.log2(law)).sum()
+    found = measure.total_entropy(llava.target, prompts[0], tokens)
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_interval_holds_the_median_and_narrows_with_data() -> None:
@@ -190,7 +233,7 @@ def test_the_command_writes_the_report(
     assert written["rows"][0]["threads"] == written["machine"]["blas"]["threads"]
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert cli.run([*common, "--data", str(empty)]) == 2
+    assert cli.run([*common, "--data", str(empty)]) == 1
     assert cli.run([*common, "--data", str(data), "--temperature", "-1"]) == 2
 
 
@@ -201,6 +244,8 @@ def test_the_command_writes_the_report(
         ("--temperature inf", 2, "got inf"),
         ("--seed -1", 2, "--seed"),
         ("--json {data}/missing/report.json", 1, "--json must name a file in a folder"),
+        ("--plot {data}/missing/a.png", 1, "--plot must name a file in a folder"),
+        ("--data {data}/none.jsonl", 1, "none.jsonl does not exist"),
         ("--model /no/such/model --json {data}/report.json", 1, "/no/such/model"),
     ],
 )
@@ -219,24 +264,3 @@ def test_later_drafters_are_named_as_the_first_one_is(tiny_llava: Path) -> None:
     found = cli.bench._drafters(model, ["none", "auto"], ["tree"], 2)
     assert list(found) == ["ngram"]
     assert found["ngram"].num_drafts == 2
-
-
-def test_the_bundled_pictures_are_the_default() -> None:
-    files = cli.bench._pictures(None, 3)
-    assert len(files) == 3
-    assert all(file.parent == DEMO / "pictures" and file.is_file() for file in files)
-
-
-def test_the_table_says_what_a_round_takes() -> None:
-    row = {"drafter": "flash", "temperature": 0.0}
-    row |= {"draft_seconds": 0.002, "verify_seconds": 0.0075, "host_seconds": 0.0005}
-    text = cli.bench._round(row)
-    assert text.endswith("round of 10.00 ms: drafter 2.00, target 7.50, neither 0.50 (5.0%)")
-    assert cli.bench._round({**row, "host_seconds": None}) == ""
-
-
-def test_a_table_without_an_entropy_is_a_table() -> None:
-    row = {"drafter": "none", "temperature": 0.0, "threads": None, "error": "no luck"}
-    text = cli.bench._table({"rows": [row], "verify_cost": {"1": 1.0}, "target_entropy": None})
-    assert "failed: no luck" in text
-    assert "Entropy" not in text

@@ -1,0 +1,207 @@
+"""What a benchmark asks: pictures with prompts, rows of a data set, or text alone.
+
+    FOLDER          its pictures; picture i gets prompt i, over and over
+    FILE.jsonl      a row each question; `.json` may hold a list of rows instead
+    FILE.txt        a question a line, without a picture
+    scenes          the bundled pictures
+
+A row has its text in `turns` (a list: MMSpec, Spec-Bench), `text` (LLaVA-Bench), `prompt` or
+`question`, and its picture in `image` (or `images`, `path`, `file_name`), beside the file, in its
+folder `images`, or in the folder that `--image-folder` names. Without a picture it is asked as
+text. A row that cannot be asked is skipped, and the report says which and why.
+
+Later turns of a conversation follow plain decoding's own answers to the earlier ones, so all
+contenders answer the same prompt.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flash_mlx.images import PICTURES, ImageSource
+from flash_mlx.loading import demo_pictures
+from flash_mlx.messages import Message
+from flash_mlx.processing import make_chat_prompt
+from flash_mlx.prompt import Prompt
+from flash_mlx.targets import LoadedTarget
+
+SCENES = "scenes"
+ROWS, LINES = (".jsonl", ".ndjson", ".json"), ".txt"
+TEXTS = ("turns", "text", "prompt", "question")
+IMAGES = ("image", "images", "path", "file_name")
+NAMES = ("id", "question_id")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of all contenders, in one turn or several.
+
+    Attributes:
+        name: Of the row or the picture, in reports.
+        turns: What the user says, one after the other.
+        images: Pictures that come with the first turn.
+        topic: The row's own, for figures by topic; empty without one.
+        error: Why it cannot be asked; None if it can.
+    """
+
+    name: str
+    turns: tuple[str, ...]
+    images: tuple[ImageSource, ...] = ()
+    topic: str = ""
+    error: str | None = None
+
+    def prompt(self, loaded: LoadedTarget, said: Sequence[str]) -> Prompt:
+        """Return the next turn as the target reads it.
+
+        Args:
+            loaded: The target.
+            said: Its answers to the turns before.
+
+        Raises:
+            OSError: A picture is missing.
+            ValueError: The row is bad, a picture is damaged, or the prompt exceeds the context.
+        """
+        if self.error is not None:
+            raise ValueError(self.error)
+        messages = [Message("user", self.turns[0], self.images)]
+        for text, turn in zip(said, self.turns[1:], strict=False):
+            messages += [Message("assistant", text), Message("user", turn)]
+        return make_chat_prompt(loaded, messages)
+
+
+def read_questions(
+    data: str, prompts: Sequence[str], limit: int, image_folder: Path | None = None
+) -> list[Question]:
+    """Return what to ask.
+
+    Args:
+        data: A folder, a file, or `scenes`; see the module.
+        prompts: What to ask about pictures that come without a text.
+        limit: Most questions, the first ones.
+        image_folder: Where rows' pictures are; None: beside their file, or in `images` there.
+
+    Raises:
+        OSError: There is no such file or folder.
+        ValueError: It holds no question.
+    """
+    path = Path(data)
+    if data == SCENES and not path.exists():
+        found = _of_pictures(demo_pictures(), prompts)
+    elif path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in PICTURES)
+        found = _of_pictures(files, prompts)
+    elif not path.exists():
+        raise FileNotFoundError(
+            f"--data must be a folder, a file or `{SCENES}`; {data} does not exist. Check the path."
+        )
+    elif path.suffix.lower() in ROWS:
+        found = _of_rows(path, prompts, image_folder)
+    elif path.suffix.lower() == LINES:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        found = [Question(f"line {n}", (line,)) for n, line in enumerate(lines, 1) if line.strip()]
+    else:
+        raise ValueError(
+            f"--data must be a folder of pictures, rows ({', '.join(ROWS)}) or text ({LINES}); "
+            f"got {data}."
+        )
+    if not found:
+        raise ValueError(
+            f"--data must hold something to ask: pictures ({', '.join(PICTURES)}), rows "
+            f"({', '.join(ROWS)}) or lines ({LINES}); {data} has none."
+        )
+    return found[:limit]
+
+
+def first_prompt(loaded: LoadedTarget, questions: Sequence[Question]) -> Prompt:
+    """Return the prompt of the first question that can be asked.
+
+    Raises:
+        ValueError: There is none.
+    """
+    why = ""
+    for question in questions:
+        try:
+            return question.prompt(loaded, ())
+        except (ValueError, OSError) as error:
+            why = why or f"{question.name}: {error}"
+    raise ValueError(
+        f"--data must hold a question that this model can be asked; none of {len(questions)} is. "
+        f"The first, {why}"
+    )
+
+
+def _of_pictures(files: Sequence[Path], prompts: Sequence[str]) -> list[Question]:
+    return [
+        Question(file.name, (prompts[i % len(prompts)],), (file,)) for i, file in enumerate(files)
+    ]
+
+
+def _of_rows(file: Path, prompts: Sequence[str], image_folder: Path | None) -> list[Question]:
+    folders = [file.parent, file.parent / "images"] if image_folder is None else [image_folder]
+
+    def find(name: str) -> Path:
+        return next((f / name for f in folders if (f / name).exists()), folders[0] / name)
+
+    return [
+        _question(number, row, prompts[(number - 1) % len(prompts)], find)
+        for number, row in _rows(file)
+    ]
+
+
+def _rows(file: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the number and the content of each row; text that is no JSON comes as an error.
+
+    Raises:
+        ValueError: A whole file of JSON is damaged or no list.
+    """
+    text = file.read_bytes().decode("utf-8-sig", errors="replace")
+    if file.suffix.lower() == ".json":
+        try:
+            rows = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} must be valid JSON; {error}. Write it again.") from error
+        if not isinstance(rows, list):
+            raise ValueError(f"{file} must hold a list of rows; it is a {type(rows).__name__}.")
+        yield from enumerate(rows, start=1)
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield number, error
+
+
+def _question(number: int, row: Any, prompt: str, find: Callable[[str], Path]) -> Question:
+    try:
+        return _read_row(number, row, prompt, find)
+    except ValueError as error:
+        return Question(f"row {number}", ("",), error=f"A row must be a question: {error}")
+
+
+def _read_row(number: int, row: Any, prompt: str, find: Callable[[str], Path]) -> Question:
+    if isinstance(row, Exception):
+        raise ValueError(str(row))
+    if not isinstance(row, dict):
+        raise ValueError(f"it must be a JSON object; it is a {type(row).__name__}.")
+    turns: Any = next((row[name] for name in TEXTS if row.get(name) is not None), None)
+    images: Any = next((row[name] for name in IMAGES if row.get(name) is not None), [])
+    turns = [turns] if isinstance(turns, str) else turns
+    images = [images] if isinstance(images, str) else images
+    if turns is None and images:
+        turns = [prompt]
+    if not _are_texts(turns) or not turns or not turns[0].strip():
+        raise ValueError(f"its text must stand in {', '.join(TEXTS)}; got {turns!r}.")
+    if not _are_texts(images) or any(not name or "\0" in name for name in images):
+        raise ValueError(f"its picture must be a file's name; got {images!r}.")
+    name = next((str(row[key]) for key in NAMES if key in row), f"row {number}")
+    topic = next((str(row[key]) for key in ("topic", "category") if row.get(key)), "")
+    return Question(name, tuple(turns), tuple(map(find, images)), topic)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
