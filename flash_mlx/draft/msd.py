@@ -23,11 +23,17 @@ from flash_mlx.draft.one_layer import Reading, Spans
 class MsdModel(EagleModel):
     """The weights of EAGLE, read differently."""
 
-    def read_prompt(self, embeddings: mx.array, features: mx.array, images: Spans) -> Reading:
+    def read_prompt(
+        self,
+        embeddings: mx.array,
+        features: mx.array,
+        images: Spans,
+        context: mx.array | None = None,
+    ) -> Reading:
         """Return what is read of a prompt; see `OneLayerModel.read_prompt`."""
         visual = np.zeros(embeddings.shape[0], dtype=np.bool_)
         for start, stop in images:
             visual[start:stop] = True
-        reading = super().read_prompt(embeddings, features, images)
+        reading = super().read_prompt(embeddings, features, images, context)
         rows = mx.where(mx.array(visual)[:, None], embeddings, reading.rows)
         return Reading(rows, reading.positions)

@@ -5,7 +5,7 @@ target at row t. The layer's output is the feature of row t + 1, so after the ne
 drafter goes on with its own outputs in place of the target's features.
 
 Shapes:
-    T: rows of the prompt.    R: rows of a pass.    S: rows in the cache.
+    R: rows of a pass.    S: rows in the cache.
     D: the drafter's hidden size.    V: the target's vocabulary.
 """
 
@@ -29,8 +29,8 @@ class Reading:
     """What a drafter's layer reads of a prompt.
 
     Attributes:
-        rows: [R, .] its inputs; fewer than T where an image is compressed.
-        positions: [R] int32, each row's place in the prompt that is not compressed.
+        rows: [R, .] its inputs; fewer than were read where an image is compressed.
+        positions: [R] int32, each row's place among those that were read.
         context: What all later rows read as well; None: nothing.
     """
 
@@ -107,16 +107,23 @@ class OneLayerModel(nn.Module):
         """
         raise NotImplementedError
 
-    def read_prompt(self, embeddings: mx.array, features: mx.array, images: Spans) -> Reading:  # noqa: ARG002
-        """Return what is read of a prompt.
+    def read_prompt(
+        self,
+        embeddings: mx.array,
+        features: mx.array,
+        images: Spans,  # noqa: ARG002
+        context: mx.array | None = None,
+    ) -> Reading:
+        """Return what is read of some rows of a prompt.
 
         Args:
-            embeddings: [T, D] of the token after each row; of the next row, if it is an image's.
-            features: [T, D].
+            embeddings: [R, D] of the token after each row; of the next row, if it is an image's.
+            features: [R, D].
             images: Half-open ranges of the rows whose next row is an image's, in order.
+            context: From the rows before; None if there are none.
         """
         positions = np.arange(embeddings.shape[0], dtype=np.int32)
-        return Reading(self.fuse(embeddings, features, None), positions)
+        return Reading(self.fuse(embeddings, features, context), positions, context)
 
     def read(
         self, rows: mx.array, positions: mx.array, past: Past, mask: mx.array | None = None

@@ -4,6 +4,9 @@ Committed rows are read with the target's own features as soon as the target has
 (`extend`), all in one pass, and stay in the cache. What drafting reads besides, with the drafter's
 own outputs as features, is appended to a copy that is dropped: so nothing is ever taken back.
 
+A prompt is read with the target, chunk by chunk (`read`). A row needs the one after it, and an
+image is read as a whole, so rows wait until these have come.
+
 The target's `hidden` must hold what the model reads: the inputs of its tapped layers, and its
 hidden states unless the model does without (`flash_mlx.targets.taps`).
 
@@ -15,7 +18,7 @@ Shapes:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
@@ -35,15 +38,17 @@ class StepwiseState:
 
     Attributes:
         past: The rows read, compressed images as fewer rows.
-        position: Rows committed, each image's rows counted one by one.
-        output: [1, D] at the newest row: the feature of the root.
+        position: Rows in it, each image's rows counted one by one.
+        output: [1, D] at the newest row: the feature of the root; [0, D] within a prompt.
         context: From `OneLayerModel.read_prompt`.
+        waiting: [R, W] of the target, of the prompt's next rows.
     """
 
     past: Past
     position: int
     output: mx.array
     context: mx.array | None
+    waiting: mx.array
 
 
 class StepwiseDrafter:
@@ -93,17 +98,61 @@ class StepwiseDrafter:
             ValueError: If `hidden` is not one row for each row of the prompt.
         """
         _check_rows(hidden, len(prompt))
-        received, features = self.model.split(hidden)
-        embeddings = self._embed((*prompt.tokens[1:], root)).astype(features.dtype)
+        return self.extend(hidden[-1:], (root,), self.read(prompt, 0, hidden, None))
+
+    def read(
+        self, prompt: Prompt, start: int, hidden: mx.array, state: StepwiseState | None
+    ) -> StepwiseState:
+        """Read rows of a prompt, as far as what they need has come.
+
+        Args:
+            prompt: T rows.
+            start: The first row to read.
+            hidden: [R, W] the target's.
+            state: After the rows before; None if there are none.
+
+        Raises:
+            ValueError: If `hidden` is not one row or more, or these are not the next rows.
+        """
+        _check_rows(hidden, hidden.shape[0])
+        if state is None:
+            features = self.model.split(hidden[:1])[1]
+            empty = Past.empty(self.model.config, features.dtype)
+            state = StepwiseState(empty, 0, features[:0], None, hidden[:0])
+        if start != state.position + state.waiting.shape[0]:
+            raise ValueError(f"A prompt must be read in order; row {start} is not the next one.")
+        hidden = mx.concatenate([state.waiting, hidden])
+        first, stop = state.position, state.position + hidden.shape[0]
         images = _shifted(prompt.image_spans)
+        end = min([stop - 1, *(image[0] for image in images if image[1] >= stop)])
+        if end <= first:
+            return replace(state, waiting=hidden)
+        images = [(a - first, b - first) for a, b in images if first <= a and b <= end]
+        received, features = self.model.split(hidden)
+        embeddings = self._embed(prompt.tokens[first + 1 : end + 1]).astype(features.dtype)
         if received is not None:
-            for start, stop in images:
-                seen = received[start + 1 : stop + 1].astype(embeddings.dtype)
-                embeddings = mx.concatenate([embeddings[:start], seen, embeddings[stop:]])
-        reading = self.model.read_prompt(embeddings, features, images)
-        empty = Past.empty(self.model.config, features.dtype)
-        outputs, past = self.model.read(reading.rows, mx.array(reading.positions), empty)
-        return StepwiseState(past, len(prompt), outputs[-1:], reading.context)
+            for a, b in images:
+                seen = received[a + 1 : b + 1].astype(embeddings.dtype)
+                embeddings = mx.concatenate([embeddings[:a], seen, embeddings[b:]])
+        features = features[: end - first]
+        reading = self.model.read_prompt(embeddings, features, images, state.context)
+        positions = mx.array(reading.positions) + first
+        _, past = self.model.read(reading.rows, positions, state.past)
+        waiting = hidden[end - first :]
+        mx.async_eval(past.keys, past.values, waiting)  # so that `hidden` need not be kept
+        return StepwiseState(past, end, features[:0], reading.context, waiting)
+
+    def rewind(self, state: StepwiseState, rows: int) -> StepwiseState:
+        """Return the state `rows` rows of text earlier, for `read` to go on from."""
+        left = state.waiting.shape[0] - rows
+        past = replace(state.past, length=state.past.length + min(left, 0))
+        return replace(
+            state,
+            past=past,
+            position=state.position + min(left, 0),
+            output=state.output[:0],
+            waiting=state.waiting[: max(left, 0)],
+        )
 
     def extend(
         self, hidden: mx.array, tokens: tuple[int, ...], state: StepwiseState
@@ -124,7 +173,7 @@ class StepwiseDrafter:
         rows = self.model.fuse(embeddings, features, state.context)
         end = state.position + len(tokens)
         outputs, past = self.model.read(rows, mx.arange(state.position, end), state.past)
-        return StepwiseState(past, end, outputs[-1:], state.context)
+        return StepwiseState(past, end, outputs[-1:], state.context, state.waiting[:0])
 
     def draft(self, root: int, state: StepwiseState, sampler: Sampler, key: mx.array) -> DraftTree:
         """Return a chain of k drafts, or the tree that `growth` describes.

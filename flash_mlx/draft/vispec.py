@@ -77,10 +77,16 @@ class ViSpecModel(EagleModel):
         self.imadpt = ImageAdaptor(config)
         self.img_fc = nn.Linear(2 * config.hidden_size, config.hidden_size)
 
-    def read_prompt(self, embeddings: mx.array, features: mx.array, images: Spans) -> Reading:
+    def read_prompt(
+        self,
+        embeddings: mx.array,
+        features: mx.array,
+        images: Spans,
+        context: mx.array | None = None,
+    ) -> Reading:
         """Return what is read of a prompt; see `OneLayerModel.read_prompt`."""
         num_rows, num_compressed = embeddings.shape[0], self.config.num_queries - 1
-        context = mx.zeros_like(embeddings[0])
+        context = mx.zeros_like(embeddings[0]) if context is None else context
         rows: list[mx.array] = []
         positions: list[range] = []
         done = 0

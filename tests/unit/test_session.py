@@ -9,12 +9,15 @@ import pytest
 from flash_mlx.cost import Costs
 from flash_mlx.draft import FlashConfig, FlashDrafter, FlashModel, NgramDrafter
 from flash_mlx.draft.adaptive import paced
+from flash_mlx.draft.stepwise import StepwiseDrafter
 from flash_mlx.generate import Model, generate, join, stream_generate, with_drafter
+from flash_mlx.loading import read_by
 from flash_mlx.messages import Message
 from flash_mlx.processing import make_chat_prompt, make_prompt
 from flash_mlx.session import Session
 from flash_mlx.store import TextStore, state_bytes
 from flash_mlx.targets import LoadedTarget
+from peers_reference import CONFIGS, random_model
 from tiny import random_image
 
 ONE, TWO = random_image(seed=1), random_image(70, 120, seed=2)
@@ -29,6 +32,10 @@ def model_with(loaded: LoadedTarget, kind: str) -> Model:
         return with_drafter(bare, kind)
     mx.random.seed(0)
     target = loaded.target
+    if kind in CONFIGS:
+        size = target.vocab_size
+        stepwise = StepwiseDrafter(random_model(kind), target.embed, target.lm_head, size)
+        return replace(bare, loaded=read_by(stepwise, loaded), drafter=stepwise)
     config = FlashConfig(
         target.hidden_size, target.vocab_size, 3, num_latents=4, num_heads=2, head_dim=16
     )
@@ -36,6 +43,13 @@ def model_with(loaded: LoadedTarget, kind: str) -> Model:
     if kind == "paced":
         drafter = paced(drafter, lambda _, greedy: COSTS, lookup=NgramDrafter())
     return replace(bare, drafter=drafter, draft_name=kind, draft_kind="flash")
+
+
+@pytest.mark.parametrize("kind", ["eagle", "vispec"])
+def test_drafters_that_draft_token_by_token_keep_what_they_read(
+    loaded: LoadedTarget, kind: str
+) -> None:
+    test_every_turn_says_what_a_fresh_run_says(model_with(loaded, kind))
 
 
 @pytest.fixture(params=KINDS)

@@ -11,7 +11,7 @@ import pytest
 from flash_mlx.draft.stepwise import StepwiseDrafter, StepwiseState
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
-from peers_reference import Arrays, golden, kept, paths, paths_of
+from peers_reference import Arrays, golden, kept, paths, paths_of, random_model
 
 KEY = mx.random.key(0)
 GREEDY = Sampler()
@@ -82,3 +82,50 @@ def test_msd_for_qwen_reads_a_prompt_as_the_authors_do() -> None:
     np.testing.assert_allclose(np.array(out), arrays["out"], atol=1e-4)
     for ours, theirs in zip(kept(past), (arrays["k"], arrays["v"]), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def near(ours: StepwiseState, theirs: StepwiseState) -> bool:
+    """Whether two states are the same but for rounding."""
+    pairs = [*zip(kept(ours.past), kept(theirs.past), strict=True)]
+    pairs += [(ours.output, theirs.output)]
+    if theirs.context is not None and ours.context is not None:
+        pairs += [(ours.context, theirs.context)]
+    same = (ours.position, ours.past.length) == (theirs.position, theirs.past.length)
+    return same and all(np.allclose(np.array(a), np.array(b), atol=1e-5) for a, b in pairs)
+
+
+@pytest.mark.parametrize("kind", ["eagle1", "eagle3", "msd", "vispec"])
+def test_a_prompt_may_be_read_in_any_chunks_and_text_be_read_again(kind: str) -> None:
+    model = random_model("eagle" if kind == "eagle1" else kind)
+    size = model.config.hidden_size
+    width = size * (3 if kind == "eagle3" else 2)
+    rng = np.random.default_rng(0)
+    table = mx.array(rng.normal(size=(400, size)).astype(np.float32))
+    drafter = StepwiseDrafter(model, lambda ids: table[ids], lambda x: x @ table.T, 400)
+    spans = ((0, 5), (9, 14), (14, 20), (23, 24))
+    tokens = tuple(rng.integers(0, 400, 33).tolist())
+    prompt, root = Prompt(tokens, spans), 7
+    hidden = mx.array(rng.normal(size=(33, width)).astype(np.float32))
+    whole = drafter.prefill(prompt, hidden, root)
+    for chunk in (1, 2, 4, 7, 13, 32):
+        state = None
+        for start in range(0, 33, chunk):
+            state = drafter.read(prompt, start, hidden[start : start + chunk], state)
+            assert state.position + state.waiting.shape[0] == min(start + chunk, 33)
+        assert near(drafter.extend(hidden[-1:], (root,), state), whole), chunk
+
+    said = mx.array(rng.normal(size=(3, width)).astype(np.float32))
+    later = drafter.extend(said, (1, 2, 3), whole)
+    longer = Prompt((*tokens, root, 1, 9, 9), spans)  # parts from what was said after two rows
+    more = mx.array(rng.normal(size=(4, width)).astype(np.float32))
+    fresh = drafter.prefill(longer, mx.concatenate([hidden, said[:1], more[1:]]), root)
+    for back in (2, 7, 12):
+        state = drafter.rewind(later, back)
+        first = 36 - back
+        rows = mx.concatenate([hidden, said[:1], more[1:]])[first:]
+        assert near(
+            drafter.extend(more[-1:], (root,), drafter.read(longer, first, rows, state)), fresh
+        )
+    part = drafter.read(prompt, 0, hidden[:30], None)  # rows that wait are given back first
+    part = drafter.read(prompt, 27, hidden[27:], drafter.rewind(part, 3))
+    assert near(drafter.extend(hidden[-1:], (root,), part), whole)
