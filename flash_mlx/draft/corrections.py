@@ -11,24 +11,13 @@ Shapes:
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from flash_mlx.draft.activations import bounded
 from flash_mlx.draft.config import FlashConfig
-
-
-@partial(mx.compile, shapeless=True)
-def swiglu(gate: mx.array, up: mx.array) -> mx.array:
-    """Return SiLU(gate) * up, elementwise."""
-    return gate * mx.sigmoid(gate) * up
-
-
-@partial(mx.compile, shapeless=True)
-def _bounded(gate: mx.array, value: mx.array) -> mx.array:
-    """Return sigmoid(gate) * tanh(value), elementwise."""
-    return mx.sigmoid(gate) * mx.tanh(value)
 
 
 class Markov(nn.Module):
@@ -88,16 +77,22 @@ class Recurrence(nn.Module):
         share: mx.array = self.of_output(self.norm_output(outputs))
         return share + self.slot_bias[: outputs.shape[-2]]
 
-    def step(self, share: mx.array, state: mx.array | None) -> mx.array:
+    def step(
+        self,
+        share: mx.array,
+        state: mx.array | None,
+        bound: Callable[[mx.array, mx.array], mx.array] = bounded,
+    ) -> mx.array:
         """Return h_i, [n, W].
 
         Args:
             share: [n, 2W] of token and slot in z_i.
             state: [n, W] h_{i-1}; None at slot 1.
+            bound: What makes h_i of the halves of z_i.
         """
         if state is not None:
             share = mx.addmm(share, state, self.of_state.weight.T)
-        return _bounded(*mx.split(share, 2, axis=-1))
+        return bound(*mx.split(share, 2, axis=-1))
 
 
 def hydra_layers(config: FlashConfig) -> list[list[nn.Module]]:

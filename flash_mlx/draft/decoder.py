@@ -24,7 +24,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from flash_mlx.buffer import write_rows
-from flash_mlx.draft.corrections import swiglu
+from flash_mlx.draft.activations import swiglu
 from flash_mlx.draft.settings import Settings, require_even
 
 

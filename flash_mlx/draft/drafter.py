@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
+from flash_mlx.draft.activations import swiglu
 from flash_mlx.draft.choice import Candidates, score_of
-from flash_mlx.draft.corrections import swiglu
 from flash_mlx.draft.in_turn import InTurn
 from flash_mlx.draft.model import FlashModel
 from flash_mlx.draft.reading import PartPool, pieces, pool_piece

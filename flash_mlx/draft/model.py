@@ -27,8 +27,9 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
+from flash_mlx.draft.activations import trained_bounded, trained_softmax, trained_swiglu
 from flash_mlx.draft.config import FlashConfig
-from flash_mlx.draft.corrections import Markov, Recurrence, hydra_layers, swiglu
+from flash_mlx.draft.corrections import Markov, Recurrence, hydra_layers
 
 
 def pool(queries: mx.array, rows: mx.array, mask: mx.array | None = None) -> mx.array:
@@ -83,7 +84,7 @@ class SlotBlock(nn.Module):
     def mlp(self, rows: mx.array) -> mx.array:
         """Return the MLP's share, [..., D] from [..., D]."""
         rows = self.post_attn_layernorm(rows)
-        return self.down_proj(swiglu(self.gate_proj(rows), self.up_proj(rows)))
+        return self.down_proj(trained_swiglu(self.gate_proj(rows), self.up_proj(rows)))
 
 
 class FlashModel(nn.Module):
@@ -127,7 +128,7 @@ class FlashModel(nn.Module):
     def fuse(self, embedding: mx.array, hidden: mx.array) -> mx.array:
         """Return z, [..., D], from the embedding of token t + 1 and the hidden of row t."""
         pair = self.pair(embedding, hidden)
-        return swiglu(self.fc_gate(pair), self.fc_up(pair))
+        return trained_swiglu(self.fc_gate(pair), self.fc_up(pair))
 
     def correct(self, outputs: mx.array, embeddings: mx.array) -> mx.array:
         """Return the slots' outputs once the tokens before them are known.
@@ -147,7 +148,7 @@ class FlashModel(nn.Module):
             shares = self.recurrence.own(later) + self.recurrence.heard(embeddings)
             state: mx.array | None = None
             for share in mx.split(shares, num_later, axis=-2):
-                state = self.recurrence.step(share.squeeze(-2), state)
+                state = self.recurrence.step(share.squeeze(-2), state, trained_bounded)
                 deltas.append(state)
             delta = self.recurrence.up(mx.stack(deltas, axis=-2))
         else:
@@ -195,7 +196,7 @@ class FlashModel(nn.Module):
         seen = mx.arange(num_rows) < mx.repeat(base, num_slots, axis=1)[:, None, :, None]
         history = mx.where(seen, history, -math.inf)
         scores = mx.concatenate([history, self._by_sequence(own, num_seqs)], axis=-1)
-        weights = mx.softmax(scores, axis=-1, precise=True)
+        weights = trained_softmax(scores)
         attended = self._by_row(weights[..., num_rows:], num_base) @ values
         attended = attended + self._by_row(weights[..., :num_rows] @ past_values, num_base)
         attended = attended.swapaxes(1, 2).reshape(num_seqs * num_base, num_slots, -1)

@@ -22,6 +22,8 @@ class TrainConfig:
         iterations: Steps in all.
         batch_size: Examples of a batch.
         accumulate: Batches of a step; their gradients are averaged.
+        base_share: Share of an answer's rows at which the drafter stands in a step, drawn anew for
+            each; above 0, at most 1.
         optimizer: `muon` moves the layers' matrices by Muon, at ten times the learning rate, and
             all else by AdamW; `adamw` moves everything by AdamW. Muon learns more in as many steps
             (measured).
@@ -55,6 +57,7 @@ class TrainConfig:
     iterations: int = 1000
     batch_size: int = 16
     accumulate: int = 1
+    base_share: float = 1.0
     optimizer: Literal["muon", "adamw"] = "muon"
     learning_rate: float = 2e-3
     final_learning_rate: float = 0.05
@@ -91,12 +94,15 @@ class TrainConfig:
             value = vars(self)[name]
             if type(value) is not int or not least <= value < 2**31:
                 raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}.")
+        above_zero = ("learning_rate", "max_grad_norm", "base_share")
         shares = {"final_learning_rate": 0, "weight_decay": 0, "ema_decay": 0, "hidden_noise": 0}
-        for name, low in ({"learning_rate": 1e-30, "max_grad_norm": 1e-30} | shares).items():
+        for name, low in (dict.fromkeys(above_zero, 1e-30) | shares).items():
             value = vars(self)[name]
             if type(value) not in (int, float) or not low <= value < float("inf"):
                 rule = "0 or more" if not low else "above 0"
                 raise ValueError(f"{name} must be a number, {rule}; got {value!r}.")
+        if self.base_share > 1:
+            raise ValueError(f"base_share must be a share, at most 1; got {self.base_share!r}.")
         for name, known in _CHOICES.items():
             if vars(self)[name] not in known:
                 raise ValueError(

@@ -3,6 +3,8 @@
 An example is a prompt and what the target answered. Every token of the answer but the last can be
 a root: the drafter stands at the row before it, and its k slots are taught by the k rows after
 that one, whose tokens the target chose. Nothing is asked about what follows the answer's end.
+A batch may stand at some of these base rows only: neighbours are taught by nearly the same rows,
+so a few of many answers teach more than all of few.
 
 Example, in row numbers: a prompt of 4 rows and an answer of tokens 4, 5, 6. Base row 3 has root 4
 and drafts tokens 5 (slot 0, taught by row 4) and 6 (slot 1, taught by row 5); base row 4 has root
@@ -11,11 +13,12 @@ and drafts tokens 5 (slot 0, taught by row 4) and 6 (slot 1, taught by row 5); b
 Shapes:
     B: sequences.    T: rows of a sequence.    R: its rows of text.    S: rows of its compressed
     sequence.    I: images.    N: rows of an image.    M: latents.    Q: base rows of a sequence.
-    n: base rows of all sequences.    k: slots.
+    n: base rows of all sequences.    m: rows that can teach, of all sequences.    k: slots.
 """
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +30,7 @@ import numpy.typing as npt
 from flash_mlx.draft import Layout
 from flash_mlx.prompt import Prompt
 
-ROUND = 16  # sizes are padded to multiples of this, so that few shapes occur
+ROUND = 16  # sizes are padded to multiples of this, where few shapes are to occur
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +67,7 @@ class Inputs:
         base: [B, Q] int32, position of each base row in the compressed sequence.
         base_rows: [B, Q] int32, the base row itself.
         chosen: [n] int32, place b * Q + q of each base row that is not padding.
-        teacher_rows: [n] int32, place b * T + row of the row after each of these.
+        teacher_rows: [m] int32, place b * T + row of each row after one that could be a base row.
         teacher: [n, k] int32, which entry of `teacher_rows` teaches slot i.
         said: [n, k] int32, the token before the one that slot i drafts; at slot 0 the root.
         weight: [n, k] float32, 1 where there is a token to draft.
@@ -100,39 +103,55 @@ class Batch:
     inputs: Inputs
 
 
-def collate(examples: Sequence[Example], num_latents: int, block_size: int) -> Batch:
+def collate(
+    examples: Sequence[Example],
+    num_latents: int,
+    block_size: int,
+    share: float = 1.0,
+    seed: Sequence[int] = (),
+    multiple: int = ROUND,
+) -> Batch:
     """Put examples side by side.
 
     Args:
         examples: B, at least one.
         num_latents: M.
         block_size: k.
+        share: Of the possible base rows, those that are chosen, at random; at least one a sequence.
+        seed: Of this choice.
+        multiple: Sizes are padded to multiples of this; T is in any case to one of `ROUND`, as
+            noise is drawn for all of its rows.
     """
     layouts = [
         Layout.of(len(e.tokens) - 1, e.prompt.image_spans, num_latents, len(e.prompt))
         for e in examples
     ]
-    num_text = _round(max(len(layout.text_rows) for layout in layouts))
-    bases = [_base_rows(e, layout) for e, layout in zip(examples, layouts, strict=True)]
+    num_text = _round(max(len(layout.text_rows) for layout in layouts), multiple)
+    places = _places(examples, share, seed)
+    bases = [
+        _base_rows(e, layout, kept)
+        for e, layout, kept in zip(examples, layouts, places, strict=True)
+    ]
     orders = [
         np.where(x.order < len(x.text_rows), x.order, x.order + num_text - len(x.text_rows))
         for x in layouts
     ]
     image_rows, image_mask = _images(examples)
-    tokens = _pad([np.array(e.tokens) for e in examples])
-    num_base = _round(max(len(rows) for rows, _ in bases))
+    tokens = _pad([np.array(e.tokens) for e in examples], ROUND)
+    num_base = _round(max(map(len, places)), multiple)
     inputs = Inputs(
-        text_rows=_pad([layout.text_rows for layout in layouts]),
+        text_rows=_pad([layout.text_rows for layout in layouts], multiple),
         followers=_pad(
-            [np.array(e.tokens)[x.text_rows + 1] for e, x in zip(examples, layouts, strict=True)]
+            [np.array(e.tokens)[x.text_rows + 1] for e, x in zip(examples, layouts, strict=True)],
+            multiple,
         ),
         num_raw=mx.array([layout.num_raw for layout in layouts], dtype=mx.int32),
         image_rows=image_rows,
         image_mask=image_mask,
-        order=_pad(orders),
-        base=_pad([positions for _, positions in bases]),
-        base_rows=_pad([rows for rows, _ in bases]),
-        **_slots(examples, tokens.shape[1], num_base, block_size),
+        order=_pad(orders, multiple),
+        base=_pad([positions for _, positions in bases], multiple),
+        base_rows=_pad([rows for rows, _ in bases], multiple),
+        **_slots(examples, places, (tokens.shape[1], num_base, multiple), block_size),
     )
     return Batch(tuple(examples), tokens, inputs)
 
@@ -146,36 +165,59 @@ def fingerprint(examples: Sequence[Example]) -> int:
     return check
 
 
+def _places(
+    examples: Sequence[Example], share: float, seed: Sequence[int]
+) -> list[npt.NDArray[np.int32]]:
+    """Return which of its possible base rows each example stands at, counted from the first."""
+    rng = np.random.default_rng(list(seed))
+    counts = [max(len(e.answer) - 1, 0) for e in examples]
+    return [
+        np.sort(rng.permutation(count)[: math.ceil(count * share)]).astype(np.int32)
+        for count in counts
+    ]
+
+
 def _base_rows(
-    example: Example, layout: Layout
+    example: Example, layout: Layout, places: npt.NDArray[np.int32]
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """Return the example's base rows and their positions in the compressed sequence."""
-    start = len(example.prompt) - 1
-    rows = np.arange(start, start + len(example.answer) - 1, dtype=np.int32)
-    places = np.searchsorted(layout.text_rows, rows)
-    return rows, layout.positions()[places]
+    rows = (len(example.prompt) - 1 + places).astype(np.int32)
+    return rows, layout.positions()[np.searchsorted(layout.text_rows, rows)]
 
 
 def _slots(
-    examples: Sequence[Example], num_rows: int, num_base: int, block_size: int
+    examples: Sequence[Example],
+    places: Sequence[npt.NDArray[np.int32]],
+    sizes: tuple[int, int, int],
+    block_size: int,
 ) -> dict[str, mx.array]:
-    """Return what teaches the slots of all base rows: see `Inputs`."""
-    total = sum(max(len(e.answer) - 1, 0) for e in examples)
-    chosen, teacher_rows = np.zeros((2, _round(total)), dtype=np.int32)
-    teacher, said = np.zeros((2, _round(total), block_size), dtype=np.int32)
-    weight = np.zeros((_round(total), block_size), dtype=np.float32)
-    slots, begin = np.arange(block_size), 0
-    for b, example in enumerate(examples):
-        count = max(len(example.answer) - 1, 0)
-        part, place = slice(begin, begin + count), np.arange(count)
-        chosen[part] = b * num_base + place
-        teacher_rows[part] = b * num_rows + len(example.prompt) + place
-        after = place[:, None] + slots  # the answer's token before the one that a slot drafts
+    """Return what teaches the slots of all base rows: see `Inputs`.
+
+    Args:
+        examples: B.
+        places: Of each, from `_places`.
+        sizes: T, Q, and the multiple that n and m are padded to.
+        block_size: k.
+    """
+    num_rows, num_base, multiple = sizes
+    counts = [max(len(e.answer) - 1, 0) for e in examples]
+    teacher_rows = np.zeros(_round(sum(counts), multiple), dtype=np.int32)
+    total = _round(sum(map(len, places)), multiple)
+    chosen = np.zeros(total, dtype=np.int32)
+    teacher, said = np.zeros((2, total, block_size), dtype=np.int32)
+    weight = np.zeros((total, block_size), dtype=np.float32)
+    slots, begin, taught = np.arange(block_size), 0, 0
+    for b, (example, count, kept) in enumerate(zip(examples, counts, places, strict=True)):
+        first = b * num_rows + len(example.prompt)
+        teacher_rows[taught : taught + count] = first + np.arange(count)
+        part = slice(begin, begin + len(kept))
+        chosen[part] = b * num_base + np.arange(len(kept))
+        after = kept[:, None] + slots  # the answer's token before the one that a slot drafts
         inside = after < count
-        teacher[part] = np.where(inside, begin + after, 0)
+        teacher[part] = np.where(inside, taught + after, 0)
         said[part] = np.array(example.answer)[np.where(inside, after, 0)]
         weight[part] = inside
-        begin += count
+        begin, taught = begin + len(kept), taught + count
     arrays = {"chosen": chosen, "teacher_rows": teacher_rows, "teacher": teacher, "said": said}
     return {name: mx.array(value) for name, value in (arrays | {"weight": weight}).items()}
 
@@ -195,14 +237,14 @@ def _images(examples: Sequence[Example]) -> tuple[mx.array, mx.array]:
     return mx.array(rows), mx.array(mask)
 
 
-def _round(size: int) -> int:
-    """Return the next multiple of ROUND, at least one."""
-    return max(-(-size // ROUND), 1) * ROUND
+def _round(size: int, multiple: int) -> int:
+    """Return the next multiple of a number, at least one."""
+    return max(-(-size // multiple), 1) * multiple
 
 
-def _pad(rows: Sequence[npt.NDArray[np.generic]]) -> mx.array:
+def _pad(rows: Sequence[npt.NDArray[np.generic]], multiple: int) -> mx.array:
     """Stack rows of different lengths, zeros behind: [B, longest] int32."""
-    padded = np.zeros((len(rows), _round(max(map(len, rows)))), dtype=np.int32)
+    padded = np.zeros((len(rows), _round(max(map(len, rows)), multiple)), dtype=np.int32)
     for line, row in zip(padded, rows, strict=True):
         line[: len(row)] = row
     return mx.array(padded)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import mlx.core as mx
 
 from flash_mlx.draft import FlashModel
+from flash_mlx.draft.activations import trained_cross_entropy, trained_softmax
 from flash_mlx.train.data import Inputs
 
 RANKED = 10  # tokens that `list_mle` puts in order
@@ -68,7 +69,7 @@ def soft_cross_entropy(logits: mx.array, p: mx.array) -> mx.array:
 
     Source: FLASH, arXiv 2505.12728, L_cls.
     """
-    return mx.logsumexp(logits, axis=-1) - (p * logits).sum(axis=-1)
+    return trained_cross_entropy(logits, p)
 
 
 def argmax_cross_entropy(logits: mx.array, best: mx.array) -> mx.array:
@@ -84,7 +85,7 @@ def overlap(logits: mx.array, p: mx.array) -> mx.array:
 
     Source: Leviathan et al. 2023, corollary 3.6.
     """
-    return mx.minimum(p, mx.softmax(logits, axis=-1)).sum(axis=-1)
+    return mx.minimum(p, trained_softmax(logits)).sum(axis=-1)
 
 
 def negative_log_acceptance(logits: mx.array, p: mx.array) -> mx.array:
@@ -104,7 +105,7 @@ def total_variation(logits: mx.array, p: mx.array) -> mx.array:
 
     Source: ViSpec, arXiv 2509.15235 (twice this, with weight 10).
     """
-    return 0.5 * mx.abs(mx.softmax(logits, axis=-1) - p).sum(axis=-1)
+    return 0.5 * mx.abs(trained_softmax(logits) - p).sum(axis=-1)
 
 
 def hybrid_acceptance(logits: mx.array, p: mx.array) -> mx.array:
@@ -164,7 +165,7 @@ def objective(
         model: The drafter.
         inputs: The batch.
         outputs: [n, k, D] from `teacher.slot_outputs`.
-        taught: [n, D] the target's hidden at `inputs.teacher_rows`.
+        taught: [m, D] the target's hidden at `inputs.teacher_rows`.
         lm_head: The target's.
         weights: Shares of the objectives.
         chunk: Most base rows at a time.

@@ -135,10 +135,10 @@ def slot_outputs(
 def rolled_out(inputs: Inputs, hidden: mx.array, outputs: mx.array) -> mx.array:
     """Return the hidden states as the drafter believes them to be after one more block.
 
-    The row after each base row gets what slot 0 predicted for it; rows of the prompt stay the
-    target's. Drafting again from these rows is drafting a second block before the first was
-    checked, and r such passes are r + 1 blocks. As a hidden state of the target's own text gives
-    its next token away, it also forces the drafter to look at the rest of the context.
+    The row after each base row gets what slot 0 predicted for it; all others stay the target's.
+    Drafting again from these rows is drafting a second block before the first was checked, and r
+    such passes are r + 1 blocks. As a hidden state of the target's own text gives its next token
+    away, it also forces the drafter to look at the rest of the context.
 
     Args:
         inputs: The batch.
@@ -152,5 +152,6 @@ def rolled_out(inputs: Inputs, hidden: mx.array, outputs: mx.array) -> mx.array:
     test, arXiv 2503.01840, mixes the two kinds of rows instead.
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
-    change = (outputs[:, 0].astype(flat.dtype) - flat[inputs.teacher_rows]) * inputs.weight[:, :1]
-    return flat.at[inputs.teacher_rows].add(change.astype(flat.dtype)).reshape(hidden.shape)
+    rows = inputs.teacher_rows[inputs.teacher[:, 0]]
+    change = (outputs[:, 0].astype(flat.dtype) - flat[rows]) * inputs.weight[:, :1]
+    return flat.at[rows].add(change.astype(flat.dtype)).reshape(hidden.shape)

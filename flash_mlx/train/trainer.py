@@ -24,7 +24,7 @@ from mlx.utils import tree_map, tree_unflatten
 from flash_mlx.checkpoint import save_drafter
 from flash_mlx.draft import FlashModel
 from flash_mlx.train.config import TrainConfig, make_optimizer, schedule
-from flash_mlx.train.data import Batch, Example, collate, fingerprint
+from flash_mlx.train.data import ROUND, Batch, Example, collate, fingerprint
 from flash_mlx.train.order import Epochs, TextFirst
 from flash_mlx.train.state import RunState, flat, forget_metrics_after, log_metrics
 from flash_mlx.train.step import Step
@@ -208,7 +208,7 @@ class Trainer:
 
     def _make_order(self) -> Epochs | TextFirst:
         config = self.config
-        lengths = [len(example.tokens) for example in self._examples]
+        lengths = [len(example.answer) for example in self._examples]
         if config.order == "mixed":
             return Epochs(lengths, config.batch_size, config.seed)
         seen = [bool(example.prompt.image_spans) for example in self._examples]
@@ -219,10 +219,18 @@ class Trainer:
         """Return the batches of a step."""
         if self._ahead[0] == step:
             return self._ahead[1]
-        sizes, count = self.model.config, self.config.accumulate
-        numbers = range(step * count, (step + 1) * count)
-        chosen = [[self._examples[i] for i in self._order[number]] for number in numbers]
-        return [collate(examples, sizes.num_latents, sizes.block_size) for examples in chosen]
+        sizes, config = self.model.config, self.config
+        return [
+            collate(
+                [self._examples[i] for i in self._order[number]],
+                sizes.num_latents,
+                sizes.block_size,
+                config.base_share,
+                (config.seed, 2, number),
+                ROUND if config.compile else 4,  # each shape would be compiled
+            )
+            for number in range(step * config.accumulate, (step + 1) * config.accumulate)
+        ]
 
     def _train_step(self) -> tuple[mx.array, mx.array, mx.array]:
         """Return loss, agreement and number of base rows of the next step, evaluated."""

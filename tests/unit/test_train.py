@@ -101,6 +101,31 @@ def test_slots_are_taught_by_the_rows_that_say_their_tokens():
             place += 1
 
 
+def test_some_base_rows_are_taught_as_they_are_among_all():
+    model = random_model(replace(SMALL, recurrent_size=5))
+    every, some = (collate(EXAMPLES, 2, 3, share, (7,), 4) for share in (1.0, 0.4))
+    hidden = TEACHER.hidden(every)
+    outputs = [slot_outputs(model, batch.inputs, hidden, TARGET.embed) for batch in (every, some)]
+    rows = [
+        batch.inputs.base_rows.flatten()[batch.inputs.chosen].tolist() for batch in (every, some)
+    ]
+    of = [(batch.inputs.chosen // batch.inputs.base.shape[1]).tolist() for batch in (every, some)]
+    counts = [int(batch.inputs.weight[:, 0].sum().item()) for batch in (every, some)]
+    assert counts == [sum(len(one.answer) - 1 for one in EXAMPLES), 2 + 1 + 1 + 3]
+    whole = list(zip(of[0], rows[0], strict=True))[: counts[0]]
+    for n, place in enumerate(list(zip(of[1], rows[1], strict=True))[: counts[1]]):
+        i = whole.index(place)
+        used = int(some.inputs.weight[n].sum().item())
+        assert used == every.inputs.weight[i].sum().item()
+        np.testing.assert_allclose(outputs[1][n, :used], outputs[0][i, :used], atol=1e-5)
+        taught = [b.inputs.teacher_rows[b.inputs.teacher[j]] for b, j in ((some, n), (every, i))]
+        assert taught[0][:used].tolist() == taught[1][:used].tolist()
+        assert some.inputs.said[n, :used].tolist() == every.inputs.said[i, :used].tolist()
+    drawn = [collate(EXAMPLES, 2, 3, 0.4, (seed,)).inputs.base_rows.tolist() for seed in range(9)]
+    assert drawn[7] == collate(EXAMPLES, 2, 3, 0.4, (7,)).inputs.base_rows.tolist()
+    assert any(other != drawn[0] for other in drawn)
+
+
 def test_the_teacher_reads_prompt_and_answer():
     batch = collate(EXAMPLES, 2, 3)
     hidden = TEACHER.hidden(batch)

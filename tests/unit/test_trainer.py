@@ -134,7 +134,9 @@ def test_the_learning_rate_rises_and_falls(tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_muon_moves_matrices_and_nothing_else(tmp_path, optimizer):
-    config = replace(SHORT, iterations=1, warmup=0, weight_decay=0, optimizer=optimizer)
+    config = replace(
+        SHORT, iterations=1, batch_size=5, warmup=0, weight_decay=0, optimizer=optimizer
+    )
     trainer = make_trainer(tmp_path, config)
     before = parameters(trainer.model)
     trainer.run()
