@@ -1,36 +1,31 @@
-"""How many drafts would have been accepted? Lookup rules replayed over a model's recorded answers.
+"""How many drafts would have been accepted? Lookup rules on texts that real models said.
 
     python replay_ngram.py --questions mmspec.jsonl --answers baseline-LLaVA-1.5-7B.jsonl \
-        --tokenizer llava-1.5-7b-hf
+        --tokenizer llava-1.5-7b-hf [--json OUT]
 
-No model is run: at temperature 0 a draft is accepted where it is what the model said. The files are
-those of the MMSpec benchmark; the tokenizer's folder holds `config.json` and `chat_template.json`,
-too. Each line is a rule: its drafts per pass; how much faster than plain decoding it would be if a
-draft cost a share `--row-cost` of a pass; its accepted drafts per pass, in all and by topic.
+No model is run: the decode loop itself is driven by the recorded texts (`flash_mlx.bench.replay`).
+The files are those of the MMSpec benchmark; the tokenizer's folder holds `config.json` and
+`chat_template.json`, too. Each line is a rule: its drafts per pass; how much faster than plain
+decoding it would be if a draft cost a share `--row-cost` of a pass, which is no measurement; its
+accepted drafts per pass, in all and by topic.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from flash_mlx.draft.ngram import BREAK, NgramRule, Text
-
-ALL = "all"
-
-
-class Lookup(Protocol):
-    """A growing text that knows what followed an earlier place like its end."""
-
-    def append(self, token: int) -> None: ...
-
-    def continuation(self, limit: int) -> tuple[int, ...]: ...
+from flash_mlx.bench.replay import ALL, by_topic, read_turns
+from flash_mlx.decode import Drafter
+from flash_mlx.draft.ngram import BREAK, NgramDrafter, NgramRule
+from flash_mlx.prompt import Prompt
+from flash_mlx.sampling import Sampler
+from flash_mlx.tree import DraftTree, Topology
+import mlx.core as mx
 
 
 class SuffixAutomaton:
@@ -95,93 +90,57 @@ class SuffixAutomaton:
         return len(self.length) - 1
 
 
-def ngrams(min_n: int, max_n: int, occurrence: Any, per_match: int | None) -> Callable[[], Text]:
-    return partial(Text, NgramRule(min_n, max_n, occurrence, per_match))
+class AutomatonDrafter:
+    """Drafts what a `SuffixAutomaton` finds. Its state grows in place, so texts go one way only."""
+
+    def __init__(self, min_length: int, latest: bool, num_drafts: int = 10) -> None:
+        self.min_length, self.latest, self.num_drafts = min_length, latest, num_drafts
+
+    def prefill(self, prompt: Prompt, hidden: mx.array, root: int) -> SuffixAutomaton:
+        lookup = SuffixAutomaton(self.min_length, self.latest)
+        images = {row for start, stop in prompt.image_spans for row in range(start, stop)}
+        for row, token in enumerate(prompt.tokens):
+            lookup.append(BREAK if row in images else token)
+        return self.extend(hidden, (root,), lookup)
+
+    def draft(
+        self,
+        root: int,
+        state: SuffixAutomaton,
+        sampler: Sampler,  # noqa: ARG002
+        key: mx.array,  # noqa: ARG002
+    ) -> DraftTree:
+        drafts = state.continuation(self.num_drafts)
+        return DraftTree(Topology.chain(len(drafts)), mx.array([root, *drafts], dtype=mx.int32))
+
+    def extend(
+        self,
+        hidden: mx.array,  # noqa: ARG002
+        tokens: tuple[int, ...],
+        state: SuffixAutomaton,
+    ) -> SuffixAutomaton:
+        for token in tokens:
+            state.append(token)
+        return state
 
 
-RULES: dict[str, tuple[Callable[[], Lookup], int]] = {  # name -> lookup, most drafts of a pass
-    "2-3 earliest": (ngrams(2, 3, "earliest", None), 10),
-    "2-3 latest": (ngrams(2, 3, "latest", None), 10),
-    "automaton 2+ earliest": (partial(SuffixAutomaton, 2, latest=False), 10),
-    "automaton 2+ latest": (partial(SuffixAutomaton, 2, latest=True), 10),
-    "1-3 earliest": (ngrams(1, 3, "earliest", None), 10),
-    "1-3 latest": (ngrams(1, 3, "latest", None), 10),
-    "automaton 1+ earliest": (partial(SuffixAutomaton, 1, latest=False), 10),
-    "automaton 1+ latest": (partial(SuffixAutomaton, 1, latest=True), 10),
-    "1-4 latest, 2 a match": (ngrams(1, 4, "latest", 2), 8),
+def ngrams(
+    min_n: int, max_n: int, occurrence: Any, per_match: int | None, num_drafts: int = 10
+) -> Callable[[], NgramDrafter]:
+    return partial(NgramDrafter, num_drafts, NgramRule(min_n, max_n, occurrence, per_match))
+
+
+RULES: dict[str, Callable[[], Drafter[Any]]] = {
+    "2-3 earliest": ngrams(2, 3, "earliest", None),
+    "2-3 latest": ngrams(2, 3, "latest", None),
+    "automaton 2+ earliest": partial(AutomatonDrafter, 2, latest=False),
+    "automaton 2+ latest": partial(AutomatonDrafter, 2, latest=True),
+    "1-3 earliest": ngrams(1, 3, "earliest", None),
+    "1-3 latest": ngrams(1, 3, "latest", None),
+    "automaton 1+ earliest": partial(AutomatonDrafter, 1, latest=False),
+    "automaton 1+ latest": partial(AutomatonDrafter, 1, latest=True),
+    "1-4 latest, 2 a match": ngrams(1, 4, "latest", 2, num_drafts=8),  # the default of `ngram`
 }
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A recorded turn: what stood before the answer, image rows as one break, and the answer."""
-
-    topic: str
-    prompt: list[int]
-    answer: list[int]
-
-
-@dataclass
-class Count:
-    passes: int = 0
-    drafted: int = 0
-    accepted: int = 0
-
-
-def read_turns(questions: Path, answers: Path, tokenizer_folder: Path) -> Iterator[Turn]:
-    """Yield all turns; earlier ones of a conversation belong to the prompt."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True)
-    template = read_json(tokenizer_folder / "chat_template.json")["chat_template"]
-    config = read_json(tokenizer_folder / "config.json")
-    image = config.get("image_token_index", config.get("image_token_id"))
-    asked = {row["id"]: row for row in read_lines(questions)}
-    for row in read_lines(answers):
-        messages: list[dict[str, Any]] = []
-        turns = zip(asked[row["question_id"]]["turns"], row["choices"][0]["turns"], strict=True)
-        for question, answer in turns:
-            content = [{"type": "text", "text": question}]
-            if not messages:
-                content.insert(0, {"type": "image"})
-            messages.append({"role": "user", "content": content})
-            text = tokenizer.apply_chat_template(
-                messages, chat_template=template, tokenize=False, add_generation_prompt=True
-            )
-            prompt = [BREAK if token == image else token for token in tokenizer(text)["input_ids"]]
-            said = tokenizer(answer, add_special_tokens=False)["input_ids"]
-            yield Turn(row["topic"], prompt, said)
-            said_by = {"role": "assistant", "content": [{"type": "text", "text": answer}]}
-            messages.append(said_by)
-
-
-def replay(turn: Turn, lookup: Lookup, num_drafts: int) -> Count:
-    """Count what the rule drafts and what of it the answer says."""
-    count = Count()
-    for token in (*turn.prompt, *turn.answer[:1]):
-        lookup.append(token)
-    done = 1
-    while done < len(turn.answer):
-        rest = turn.answer[done:]
-        drafts = lookup.continuation(num_drafts)
-        pairs = enumerate(zip(drafts, rest, strict=False))
-        held = min(len(drafts), len(rest))
-        accepted = next((i for i, (draft, said) in pairs if draft != said), held)
-        count.passes += 1
-        count.drafted += len(drafts)
-        count.accepted += accepted
-        for token in rest[: accepted + 1]:
-            lookup.append(token)
-        done += accepted + 1
-    return count
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def read_lines(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def main() -> None:
@@ -189,6 +148,8 @@ def main() -> None:
     for name in ("questions", "answers", "tokenizer"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--row-cost", type=float, default=0.05)
+    parser.add_argument("--rules", nargs="+", choices=RULES, default=list(RULES))
+    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     turns = list(read_turns(args.questions, args.answers, args.tokenizer))
     topics = sorted({turn.topic for turn in turns})
@@ -196,19 +157,17 @@ def main() -> None:
         f"{'rule':22} {'drafted':>8} {'speed-up':>8} {ALL:>6}",
         *(f"{topic[:12]:>12}" for topic in topics),
     )
-    for name, (make, num_drafts) in RULES.items():
-        counts: defaultdict[str, Count] = defaultdict(Count)
-        for turn in turns:
-            got = replay(turn, make(), num_drafts)
-            for topic in (ALL, turn.topic):
-                counts[topic].passes += got.passes
-                counts[topic].drafted += got.drafted
-                counts[topic].accepted += got.accepted
-        rates = {topic: count.accepted / count.passes for topic, count in counts.items()}
-        drafted = counts[ALL].drafted / counts[ALL].passes
-        by_topic = (f"{rates[topic]:12.3f}" for topic in topics)
-        speedup = (1 + rates[ALL]) / (1 + args.row_cost * drafted)
-        print(f"{name:22} {drafted:8.3f} {speedup:8.3f} {rates[ALL]:6.3f}", *by_topic)
+    report = {}
+    for name in args.rules:
+        found = report[name] = by_topic(turns, RULES[name])
+        rates = {topic: counts["accepted_per_round"] for topic, counts in found.items()}
+        drafted = found[ALL]["drafted"] / found[ALL]["rounds"]
+        speedup = found[ALL]["mean_acceptance_length"] / (1 + args.row_cost * drafted)
+        topical = (f"{rates[topic]:12.3f}" for topic in topics)
+        print(f"{name:22} {drafted:8.3f} {speedup:8.3f} {rates[ALL]:6.3f}", *topical)
+    if args.json is not None:
+        said = {"answers": args.answers.name, "turns": len(turns), "rules": report}
+        args.json.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
