@@ -16,6 +16,7 @@ from typing import Any
 
 import flash_mlx
 from flash_mlx.bench.answers import PLAIN
+from flash_mlx.bench.macs import projections
 from flash_mlx.cost import Costs
 from flash_mlx.doctor import Report as Machine
 
@@ -26,6 +27,8 @@ def build(
     machine: Machine,
     curve: Mapping[int, float],
     skipped: Mapping[str, str],
+    *,
+    replay_costs: bool = False,
 ) -> dict[str, Any]:
     """Return what `bench --json` writes.
 
@@ -35,6 +38,7 @@ def build(
         machine: From `doctor.examine`.
         curve: Rows of a pass to its time, from `measure.verify_cost` [s].
         skipped: Name of each question that was not asked -> why.
+        replay_costs: Whether rows also have what their rounds would bring at published costs.
     """
     seen = asdict(machine)
     if machine.blas.path is not None:
@@ -46,7 +50,10 @@ def build(
         row["threads"] = machine.blas.threads
     for row in rows:
         if row["error"] is None and row["rounds"]:
-            row |= bound(row, curve, _seconds_per_token(rows, row["temperature"]))
+            plain = _seconds_per_token(rows, row["temperature"])
+            row |= bound(row, curve, plain)
+            if replay_costs and row["drafted"]:
+                row["projected"] = projections(row, row["draft_seconds"] / plain)
     return {
         "machine": seen,
         "revision": revision(),

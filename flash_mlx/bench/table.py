@@ -88,6 +88,7 @@ def _lines(report: Row) -> list[str]:
     lines += [_divergence(row, report) for row in differ]
     for row in drafting:
         lines += [_topic(row, topic, of) for topic, of in row["by_topic"].items()]
+    lines += [_projected(row, each) for row in drafting for each in row.get("projected", ())]
     costs = "  ".join(f"{m}: {cost:.2f}" for m, cost in report["verify_cost"].items())
     lines.append(f"Cost of a pass over m rows, relative to one row: {costs}")
     lines += _conditions(report, drafting)
@@ -162,4 +163,13 @@ def _topic(row: Row, topic: str, of: Row) -> str:
     return (
         f"{_label(row)}, {topic or 'no topic'} ({of['samples']}): speed-up {speed}, "
         f"{of['mean_acceptance_length']:.2f} tokens/pass, {of['accepted_per_round']:.2f} accepted"
+    )
+
+
+def _projected(row: Row, each: Row) -> str:
+    return (
+        f"{_label(row)}, projected at the 4-bit costs of {each['curve']}: "
+        f"{each['projected_speedup']:.2f} with {each['drafts']} drafts a round, "
+        f"{each['projected_as_recorded']:.2f} with those of here; drafting taken to cost "
+        f"{each['draft_cost']:.2f} of a plain token, as here; {each['source']}"
     )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from flash_mlx.cli import roofline
 from flash_mlx.cli.generate import loading_options
 from flash_mlx.cli.options import ListOptions, at_least
+from flash_mlx.cli.roofline import roofline_options, write
 
 if TYPE_CHECKING:
     from flash_mlx.decode import Drafter
@@ -35,7 +36,7 @@ prompts_option = click.option(
 class _Command(ListOptions):
     """Its lists: drafters, temperatures and prompts."""
 
-    lists = ("--draft-model", "--drafting", "--temperature", "--prompt")
+    lists = ("--draft-model", "--drafting", "--temperature", "--prompt", *roofline.LISTS)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keep the words for the report."""
@@ -102,6 +103,12 @@ class _Command(ListOptions):
     "--plot", "picture", type=click.Path(dir_okay=False, path_type=Path), help="PNG to draw."
 )
 @click.option("--markdown", is_flag=True, help="Print the table as Markdown.")
+@click.option(
+    "--replay-costs",
+    is_flag=True,
+    help="Also project what the rounds would bring at published costs of Macs.",
+)
+@roofline_options
 @click.pass_context
 def command(
     context: click.Context,
@@ -121,11 +128,19 @@ def command(
     output: Path | None,
     picture: Path | None,
     markdown: bool,
+    replay_costs: bool,
+    projection: dict[str, Any],
 ) -> None:
     """Measure drafters against plain decoding, interleaved in one process."""
     for name, file in (("--json", output), ("--plot", picture)):
         if file is not None:
             _require_writable(name, file)
+    if projection["roofline"]:
+        projected = roofline.run(model, projection, draft_block_size)
+        if output is not None:
+            write(projected, output)
+        click.echo(roofline.table(projected, markdown=markdown))
+        return
     from flash_mlx import bench, doctor, measure
     from flash_mlx.bench.plot import plot, require_matplotlib
     from flash_mlx.bench.report import build
@@ -154,9 +169,10 @@ def command(
         machine,
         measure.verify_cost(loaded, prompt),
         skipped,
+        replay_costs=replay_costs,
     )
     if output is not None:
-        _write(report, output)
+        write(report, output)
     if picture is not None:
         plot(report, picture)
     click.echo(render(report, markdown=markdown))
@@ -194,11 +210,3 @@ def _drafters(
                 label = each.draft_name if len(modes) == 1 else f"{each.draft_name} {mode}"
                 drafters[label] = each.drafter
     return drafters
-
-
-def _write(report: Mapping[str, Any], output: Path) -> None:
-    from flash_mlx.files import replacing
-
-    text = json.dumps(report, indent=1, default=str)
-    with replacing(output) as file:
-        file.write_text(text + "\n", encoding="utf-8")
