@@ -50,7 +50,7 @@ def write(loaded: LoadedTarget, messages: Sequence[Message]) -> str:
         ValueError: If the template refuses them.
     """
     from jinja2 import TemplateError
-    from mlx_vlm.prompt_utils import apply_chat_template, get_chat_template
+    from mlx_vlm.prompt_utils import apply_chat_template
 
     config = {"model_type": loaded.family.template_as or loaded.model_type}
     laid_out: list[Any] = []
@@ -67,8 +67,27 @@ def write(loaded: LoadedTarget, messages: Sequence[Message]) -> str:
             if len(laid_out) > 1:
                 raise ValueError("there is none for more than a single question.")
             return laid_out[-1]
-        return str(get_chat_template(loaded.processor, laid_out, add_generation_prompt=True))
+        return _joined(loaded.processor, laid_out)
     except (TemplateError, ValueError, TypeError) as error:
         raise ValueError(
             f"The checkpoint's chat template must take the prompt; it says: {error}"
         ) from error
+
+
+def _joined(processor: Any, laid_out: list[dict[str, Any]]) -> str:
+    """Return the conversation that messages, laid out as parts or as strings, make.
+
+    Some templates, such as Mistral's, take parts from users, but only a string from the assistant.
+    """
+    from mlx_vlm.prompt_utils import get_chat_template
+
+    try:
+        return str(get_chat_template(processor, laid_out, add_generation_prompt=True))
+    except TypeError:
+        as_strings = [
+            each | {"content": "".join(part["text"] for part in each["content"])}
+            if each["role"] == "assistant" and not isinstance(each["content"], str)
+            else each
+            for each in laid_out
+        ]
+        return str(get_chat_template(processor, as_strings, add_generation_prompt=True))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flash_mlx.targets import LoadedTarget, load_target
-from tiny import build_llava, build_qwen
+from tiny import BUILDERS, build_llava, build_qwen, small_tower
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
 # Costs that tests measure, on a machine that does other things too, are for tests alone.
@@ -47,3 +47,13 @@ def loaded(request: pytest.FixtureRequest) -> LoadedTarget:
     """Each of the tiny targets in turn (do not change them)."""
     target: LoadedTarget = request.getfixturevalue(request.param)
     return target
+
+
+@pytest.fixture(scope="session", params=BUILDERS)
+def family(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> LoadedTarget:
+    """A tiny target of each family in turn (do not change them)."""
+    folder = tmp_path_factory.mktemp("family") / request.param
+    with small_tower():
+        return load_target(BUILDERS[request.param](folder))
