@@ -60,10 +60,16 @@ def latent_weights(
             f"Latents are read by a trained drafter; {model.draft_name} has none. Name one with "
             "--draft-model."
         )
+    config = drafter.model.config
+    if config.reads_whole_images or not config.num_latents:
+        raise ValueError(
+            f"Latents are drawn of a drafter that compresses pictures; {model.draft_name} reads "
+            f"{'them whole' if config.reads_whole_images else 'none'}."
+        )
     question = make_prompt(model.loaded, prompt, images, system=system)
     hidden = model.target.prefill(question, model.target.make_cache()).hidden
     grids = [_grid(question, number) for number in range(len(images))]
-    weights = [pool_weights(drafter.model.A, hidden[a:b]) for a, b in question.image_spans]
+    weights = [drafter.model.latent_weights(hidden[a:b]) for a, b in question.image_spans]
     mx.eval(weights)
     return [np.array(w).reshape(-1, *grid) for w, grid in zip(weights, grids, strict=True)]
 

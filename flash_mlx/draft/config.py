@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from flash_mlx.cost import PRIOR
+from flash_mlx.draft.compression import COMPRESSIONS
 from flash_mlx.draft.settings import Settings, require_even
 
 
@@ -17,10 +19,14 @@ class FlashConfig(Settings):
         hidden_size: D, the target's.
         vocab_size: V, the target's.
         block_size: k, tokens drafted in one pass.
-        num_latents: M, rows that each image is compressed to.
+        num_latents: M, rows that each image is compressed to; 0: the drafter reads no image.
+        compression: How (see `compression`); `queries` are learned, with `none` an image's rows
+            are read as they are and `num_latents` says nothing.
         num_heads: Attention heads H; there are as many key as query heads.
         head_dim: Width of a head; `num_heads * head_dim` may differ from `hidden_size`.
         intermediate_size: Width of the MLP; 0 stands for `4 * hidden_size`.
+        fusion: `gated` multiplies SiLU of one linear layer over embedding and hidden with another
+            one; `linear` is the latter alone, as in EAGLE.
         fusion_bias: Whether the fusion of embedding and hidden has biases.
         attention_bias: Whether the projections of the attention have biases.
         rms_norm_eps: Added to the mean square in each RMSNorm.
@@ -44,7 +50,7 @@ class FlashConfig(Settings):
     """
 
     MAY_BE_ZERO: ClassVar[frozenset[str]] = frozenset(
-        {"markov_rank", "hydra_size", "recurrent_size"}
+        {"num_latents", "markov_rank", "hydra_size", "recurrent_size"}
     )
     MATRICES: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("num_heads", "head_dim", "hidden_size"),
@@ -58,11 +64,18 @@ class FlashConfig(Settings):
         ("recurrent_size", "recurrent_size"),
     )
 
+    WORDS: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "compression": COMPRESSIONS,
+        "fusion": ("gated", "linear"),
+    }
+
     block_size: int = 4
     num_latents: int = 64
+    compression: str = "queries"
     num_heads: int = 8
     head_dim: int = 64
     intermediate_size: int = 0
+    fusion: str = "gated"
     fusion_bias: bool = True
     attention_bias: bool = True
     rms_norm_eps: float = 1e-6
@@ -73,6 +86,20 @@ class FlashConfig(Settings):
     hydra_size: int = 0
     recurrent_size: int = 0
     expected_acceptance: float = PRIOR
+
+    @property
+    def learns_queries(self) -> bool:
+        """Whether images are pooled by learned queries."""
+        return self.compression == "queries" and self.num_latents > 0
+
+    @property
+    def reads_whole_images(self) -> bool:
+        """Whether an image's rows are read as they are."""
+        return self.compression == "none"
+
+    def latents_of(self, num_rows: int) -> int:
+        """Return how many rows are read of an image of `num_rows` rows."""
+        return num_rows if self.reads_whole_images else self.num_latents
 
     def __post_init__(self) -> None:
         """Check types and ranges, and fill in the MLP's width."""

@@ -25,7 +25,7 @@ from flash_mlx.draft.activations import swiglu
 from flash_mlx.draft.choice import Candidates, score_of
 from flash_mlx.draft.in_turn import InTurn
 from flash_mlx.draft.model import FlashModel
-from flash_mlx.draft.reading import PartPool, pieces, pool_piece
+from flash_mlx.draft.reading import Part, compress_piece, pieces
 from flash_mlx.few_rows import join_layers
 from flash_mlx.kernels.slot_attention import slot_attention, turn_and_write
 from flash_mlx.prompt import Prompt
@@ -51,7 +51,7 @@ class FlashState:
     values: mx.array
     length: int
     slots: mx.array
-    part: PartPool | None = None
+    part: Part | None = None
 
 
 class FlashDrafter:
@@ -93,7 +93,9 @@ class FlashDrafter:
         self._topology = Topology.chain(block_size)
         self._slots = block.slot_embeddings[:block_size]
         self._gate = model.residual_gate[:block_size, None]
-        self._fusion = join_layers(model.fc_gate, model.fc_up)
+        self._gated = config.fusion == "gated"
+        gate = [model.fc_gate] if self._gated else []
+        self._fusion = join_layers(*gate, model.fc_up)
         self._qkv = join_layers(block.q_proj, block.k_proj, block.v_proj)
         self._gate_up = join_layers(block.gate_proj, block.up_proj)
         corrected = max(config.markov_rank, config.hydra_size, config.recurrent_size) > 0
@@ -146,7 +148,7 @@ class FlashDrafter:
                 rows = rows[: len(followers)]
                 entries.append(rows if piece.stop <= num_raw else self._fuse(followers, rows))
             else:
-                latents, part = pool_piece(self.model.A, rows, piece, part)
+                latents, part = compress_piece(self.model, rows, piece, part)
                 entries.append(latents)
         return self._append(mx.concatenate(entries), part, state)
 
@@ -256,12 +258,12 @@ class FlashDrafter:
         return mx.where(broken, -1, tokens.astype(mx.int32)), logits
 
     def _fuse(self, followers: tuple[int, ...], hidden: mx.array) -> mx.array:
-        """Return z, [A, D], of rows with these hidden states and following tokens."""
+        """Return z, [A, D], of rows with these states and followers."""
         embedding = self._embed(mx.array(followers, dtype=mx.int32)).astype(hidden.dtype)
-        gate, up = mx.split(self._fusion(self.model.pair(embedding, hidden)), 2, axis=-1)
-        return swiglu(gate, up)
+        fused: mx.array = self._fusion(self.model.pair(embedding, hidden))
+        return swiglu(*mx.split(fused, 2, axis=-1)) if self._gated else fused
 
-    def _append(self, entries: mx.array, part: PartPool | None, state: FlashState) -> FlashState:
+    def _append(self, entries: mx.array, part: Part | None, state: FlashState) -> FlashState:
         """Write entries [A, D] to the cache, for they are followed by others.
 
         It is computed at once, so that the rows they come from need not be kept.
@@ -272,7 +274,7 @@ class FlashDrafter:
             joined = self._project(entries + self._slots[:1])
             base = self.model.config.rope_base
             _, keys, values = turn_and_write(joined, keys, values, state.length, base)
-        mx.async_eval(keys, values, [] if part is None else [part.total, part.rows])
+        mx.async_eval(keys, values, [] if part is None else list(vars(part).values()))
         return FlashState(keys, values, state.length + num_new, state.slots[:0], part)
 
     def _project(self, rows: mx.array) -> mx.array:

@@ -45,6 +45,8 @@ class Layout:
         image_spans: Sequence[tuple[int, int]],
         num_latents: int,
         num_prompt_rows: int | None = None,
+        *,
+        whole: bool = False,
     ) -> Layout:
         """Lay out `num_rows` rows.
 
@@ -53,6 +55,8 @@ class Layout:
             image_spans: Half-open row range of each image, in order and disjoint.
             num_latents: M.
             num_prompt_rows: Rows of the prompt, if rows of an answer follow it; else all.
+            whole: Whether an image has as many latents as rows, at most M; in the pool it has M
+                places all the same.
         """
         last = (num_prompt_rows or num_rows) - 1
         is_text = np.ones(num_rows, dtype=np.bool_)
@@ -62,10 +66,11 @@ class Layout:
         text_rows = np.flatnonzero(is_text).astype(np.int32)
 
         pieces, done = [], 0
-        for image, (start, _) in enumerate(image_spans):
+        for image, (start, stop) in enumerate(image_spans):
             before = int(np.searchsorted(text_rows, start))
             latents = len(text_rows) + image * num_latents
-            pieces += [np.arange(done, before), np.arange(latents, latents + num_latents)]
+            count = stop - start if whole else num_latents
+            pieces += [np.arange(done, before), np.arange(latents, latents + count)]
             done = before
         pieces.append(np.arange(done, len(text_rows)))
         num_raw = int(np.searchsorted(text_rows, image_spans[0][0])) if image_spans else 0

@@ -28,6 +28,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from flash_mlx.draft.activations import trained_bounded, trained_softmax, trained_swiglu
+from flash_mlx.draft.compression import fixed_weights
 from flash_mlx.draft.config import FlashConfig
 from flash_mlx.draft.corrections import Markov, Recurrence, hydra_layers
 
@@ -93,8 +94,8 @@ class FlashModel(nn.Module):
     The target's embedding and LM head are not part of it.
 
     Weights:
-        A [M, D]; residual_gate [k]; fc_gate, fc_up [D, 2D], whose columns read the embedding
-        first, then the hidden; layers (see SlotBlock); norm_embedding, norm_hidden [D] with
+        A [M, D] with learned queries; residual_gate [k]; fc_gate (if gated), fc_up [D, 2D], whose
+        columns read the embedding first, then the hidden; layers (see SlotBlock); norm_embedding, norm_hidden [D] with
         `norm_inputs`; markov, recurrence and hydra_projs.i.{0, 2} (see `corrections`) with
         `markov_rank`, `recurrent_size` and `hydra_size`.
     """
@@ -104,9 +105,11 @@ class FlashModel(nn.Module):
         super().__init__()
         size = config.hidden_size
         self.config = config
-        self.A = mx.random.normal((config.num_latents, size), scale=0.02)
+        if config.learns_queries:
+            self.A = mx.random.normal((config.num_latents, size), scale=0.02)
         self.residual_gate = mx.ones(config.block_size)
-        self.fc_gate = nn.Linear(2 * size, size, bias=config.fusion_bias)
+        if config.fusion == "gated":
+            self.fc_gate = nn.Linear(2 * size, size, bias=config.fusion_bias)
         self.fc_up = nn.Linear(2 * size, size, bias=config.fusion_bias)
         self.layers = SlotBlock(config)
         if config.norm_inputs:
@@ -128,7 +131,31 @@ class FlashModel(nn.Module):
     def fuse(self, embedding: mx.array, hidden: mx.array) -> mx.array:
         """Return z, [..., D], from the embedding of token t + 1 and the hidden of row t."""
         pair = self.pair(embedding, hidden)
-        return trained_swiglu(self.fc_gate(pair), self.fc_up(pair))
+        up: mx.array = self.fc_up(pair)
+        if self.config.fusion == "linear":
+            return up
+        return trained_swiglu(self.fc_gate(pair), up)
+
+    def latents(self, rows: mx.array, mask: mx.array | None = None) -> mx.array:
+        """Return what is read of images, [..., M, D] of [..., N, D]; arguments as of `pool`."""
+        config = self.config
+        if config.learns_queries:
+            return pool(self.A, rows, mask)
+        if config.reads_whole_images:
+            return rows
+        if config.num_latents == 0:
+            return rows[..., :0, :]
+        return (self.latent_weights(rows, mask) @ rows.astype(mx.float32)).astype(rows.dtype)
+
+    def latent_weights(self, rows: mx.array, mask: mx.array | None = None) -> mx.array:
+        """Return how much each latent takes of each row, [..., M, N] float32; as for `pool`.
+
+        Not for drafters that read no image, or whole ones.
+        """
+        config = self.config
+        if config.learns_queries:
+            return pool_weights(self.A, rows, mask)
+        return fixed_weights(config.compression, config.num_latents, rows, mask)
 
     def correct(self, outputs: mx.array, embeddings: mx.array) -> mx.array:
         """Return the slots' outputs once the tokens before them are known.

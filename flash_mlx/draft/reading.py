@@ -1,6 +1,7 @@
-"""A prompt read in chunks: which rows are text, and an image pooled from parts of it.
+"""A prompt read in chunks: which rows are text, and an image compressed from parts of it.
 
-The softmax over an image's rows is taken part by part: each has its scores' maximum, its sum of
+Learned queries need no more than sums of the parts:
+the softmax over an image's rows is taken part by part: each has its scores' maximum, its sum of
 exp(score - maximum) and its weighted sum of rows. Two parts are joined by scaling both to the
 larger maximum, and the latents are the quotient of the sums.
 
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from flash_mlx.draft.model import FlashModel
 from flash_mlx.kernels.latent_pool import latent_pool
 
 
@@ -86,13 +88,27 @@ class PartPool:
         return self.rows / self.total
 
 
-def pool_piece(
-    queries: mx.array, rows: mx.array, piece: Piece, part: PartPool | None
-) -> tuple[mx.array, PartPool | None]:
-    """Pool a piece of an image, on top of the parts before it.
+@dataclass(frozen=True, eq=False)
+class PartRows:
+    """Some rows of an image that can only be compressed as a whole.
+
+    Attributes:
+        rows: [N, D] the target's hidden states there.
+    """
+
+    rows: mx.array
+
+
+Part = PartPool | PartRows
+
+
+def compress_piece(
+    model: FlashModel, rows: mx.array, piece: Piece, part: Part | None
+) -> tuple[mx.array, Part | None]:
+    """Compress a piece of an image, on top of the parts before it.
 
     Args:
-        queries: [M, D] the model's.
+        model: The drafter's weights.
         rows: [N, D] the target's hidden states at the piece.
         piece: Which rows these are.
         part: The image's rows before; None if there are none.
@@ -101,8 +117,13 @@ def pool_piece(
         Latents [M, D] in the rows' dtype and None after the image's last row; else none [0, D],
         and the part so far.
     """
-    more = PartPool.of(queries, rows)
-    part = more if part is None else part.join(more)
-    if piece.image is None or piece.stop < piece.image[1]:
-        return rows[:0], part
-    return part.latents().astype(rows.dtype), None
+    config = model.config
+    done = piece.image is None or piece.stop == piece.image[1]
+    if config.learns_queries:
+        pooled = PartPool.of(model.A, rows)
+        pooled = part.join(pooled) if isinstance(part, PartPool) else pooled
+        return (pooled.latents().astype(rows.dtype), None) if done else (rows[:0], pooled)
+    if config.reads_whole_images or not config.num_latents:
+        return model.latents(rows), None
+    rows = mx.concatenate([part.rows, rows]) if isinstance(part, PartRows) else rows
+    return (model.latents(rows), None) if done else (rows[:0], PartRows(rows))

@@ -21,10 +21,12 @@ class Settings:
         vocab_size: V, the target's.
         MAY_BE_ZERO: Names of the whole numbers that may be 0; all others are 1 or more.
         MATRICES: Names whose product is the number of entries of a matrix.
+        WORDS: What each word may be.
     """
 
     MAY_BE_ZERO: ClassVar[frozenset[str]] = frozenset()
     MATRICES: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    WORDS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     hidden_size: int
     vocab_size: int
@@ -42,6 +44,9 @@ class Settings:
                 case "int":
                     good = type(value) is int and least <= value < LARGEST
                     rule = f"a whole number below 2**31, at least {least}"
+                case "str":
+                    good = value in self.WORDS[field.name]
+                    rule = f"one of {', '.join(self.WORDS[field.name])}"
                 case "float":
                     good = type(value) in (int, float) and 0 < value < math.inf
                     rule = "a number above 0"
@@ -75,7 +80,7 @@ class Settings:
             raise ValueError(f"A drafter's settings must hold {' and '.join(missing)}.")
         return cls(**values)  # type: ignore[arg-type]  # checked by __post_init__
 
-    def to_dict(self) -> dict[str, int | float | bool]:
+    def to_dict(self) -> dict[str, int | float | bool | str]:
         """Return all settings, ready for JSON."""
         return asdict(self)
 

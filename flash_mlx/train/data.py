@@ -105,7 +105,7 @@ class Batch:
 
 def collate(
     examples: Sequence[Example],
-    num_latents: int,
+    num_latents: int | None,
     block_size: int,
     share: float = 1.0,
     seed: Sequence[int] = (),
@@ -115,15 +115,17 @@ def collate(
 
     Args:
         examples: B, at least one.
-        num_latents: M.
+        num_latents: M; None: images are not compressed.
         block_size: k.
         share: Of the possible base rows, those that are chosen, at random; at least one a sequence.
         seed: Of this choice.
         multiple: Sizes are padded to multiples of this; T is in any case to one of `ROUND`, as
             noise is drawn for all of its rows.
     """
+    whole = num_latents is None
+    most = _longest_image(examples) if num_latents is None else num_latents
     layouts = [
-        Layout.of(len(e.tokens) - 1, e.prompt.image_spans, num_latents, len(e.prompt))
+        Layout.of(len(e.tokens) - 1, e.prompt.image_spans, most, len(e.prompt), whole=whole)
         for e in examples
     ]
     num_text = _round(max(len(layout.text_rows) for layout in layouts), multiple)
@@ -226,7 +228,7 @@ def _images(examples: Sequence[Example]) -> tuple[mx.array, mx.array]:
     """Return rows and mask of all images; a sequence with fewer has images of one row, row 0."""
     spans = [e.prompt.image_spans for e in examples]
     num_images = max(map(len, spans))
-    longest = max((stop - start for s in spans for start, stop in s), default=0)
+    longest = _longest_image(examples)
     rows = np.zeros((len(examples), num_images, longest), dtype=np.int32)
     mask = np.full((len(examples), num_images, 1, longest), -np.inf, dtype=np.float32)
     mask[..., :1] = 0
@@ -235,6 +237,12 @@ def _images(examples: Sequence[Example]) -> tuple[mx.array, mx.array]:
             rows[b, i, : stop - start] = np.arange(start, stop)
             mask[b, i, :, : stop - start] = 0
     return mx.array(rows), mx.array(mask)
+
+
+def _longest_image(examples: Sequence[Example]) -> int:
+    """Return N, the rows of the image that has most."""
+    spans = (span for e in examples for span in e.prompt.image_spans)
+    return max((stop - start for start, stop in spans), default=0)
 
 
 def _round(size: int, multiple: int) -> int:

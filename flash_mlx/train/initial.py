@@ -144,9 +144,12 @@ def _pass_embeddings(loaded: LoadedTarget, model: FlashModel, seed: int) -> None
     size, bias = config.hidden_size, config.fusion_bias
     identity = mx.concatenate([mx.eye(size), mx.zeros((size, size))], axis=1)
     model.fc_up.weight = identity + 0.1 * model.fc_up.weight
-    model.fc_gate.weight = 0.1 * model.fc_gate.weight
-    if bias:
+    if config.fusion == "gated":
+        model.fc_gate.weight = 0.1 * model.fc_gate.weight
+    if config.fusion == "gated" and bias:
         model.fc_gate.bias = mx.full((size,), LIKE_ONE)
+    if not config.learns_queries:
+        return
     key = mx.random.key(seed)
     ids = mx.random.randint(0, config.vocab_size, (config.num_latents,), key=key)
     model.A = loaded.target.embed(ids).astype(mx.float32)

@@ -99,7 +99,7 @@ def plan(
     weights = sum(w.size for w in flat(FlashModel(drafter).parameters()).values())
     num_rows = PROMPT_TEXT + visual + answer_tokens
     base = config.batch_size * (answer_tokens - 1)
-    compressed = PROMPT_TEXT + drafter.num_latents + answer_tokens
+    compressed = PROMPT_TEXT + drafter.latents_of(visual) + answer_tokens
     per_slot = HIDDEN_COPIES * drafter.hidden_size + MLP_COPIES * drafter.intermediate_size
     per_slot += SCORE_COPIES * drafter.num_heads * compressed
     slots = base * drafter.block_size

@@ -15,7 +15,6 @@ import mlx.core as mx
 
 from flash_mlx.decode import Target
 from flash_mlx.draft import FlashModel
-from flash_mlx.draft.model import pool
 from flash_mlx.train.data import Batch, Example, Inputs
 from flash_mlx.tree import DraftTree, Topology
 
@@ -103,7 +102,7 @@ def compress(
         return mx.take_along_axis(fused, inputs.order[..., None], axis=1)
     rows = inputs.image_rows.reshape(num_seqs, -1, 1)
     images = mx.take_along_axis(hidden, rows, axis=1).reshape(*inputs.image_rows.shape, size)
-    latents = pool(model.A, images, inputs.image_mask).reshape(num_seqs, -1, size)
+    latents = model.latents(images, inputs.image_mask).reshape(num_seqs, -1, size)
     pieces = mx.concatenate([fused, latents], axis=1)
     return mx.take_along_axis(pieces, inputs.order[..., None], axis=1)
 

@@ -223,7 +223,7 @@ class Trainer:
         return [
             collate(
                 [self._examples[i] for i in self._order[number]],
-                sizes.num_latents,
+                None if sizes.reads_whole_images else sizes.num_latents,
                 sizes.block_size,
                 config.base_share,
                 (config.seed, 2, number),

@@ -1,0 +1,135 @@
+r"""What each choice is worth: trains variants on one budget, measures them by decoding.
+
+    python study.py --model ../../flash_mlx/demo/target --answers runs/answers.jsonl \
+        --output runs/study --seeds 3
+    python study.py --output runs/study --report
+
+One process does all: the target's states are computed once. A row of `rows.jsonl` is a run; what
+has a row is not run again. The first seed of all comes before the second of any.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
+from flash_mlx.draft import FlashConfig, FlashModel
+from flash_mlx.draft.drafter import FlashDrafter
+from flash_mlx.prompt import Prompt
+from flash_mlx.targets import LoadedTarget, load_target
+from flash_mlx.train import Example, Trainer
+from flash_mlx.train.config import configure
+from flash_mlx.train.initial import drafter_config, new_model
+from study_data import Examples, held_out_prompts, load_examples
+from study_measure import measure, plain_ms
+from study_variants import DRAFTER, GROUPS, TRAIN, Variant
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--answers", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--scenes", type=int, default=8, help="of each family")
+    parser.add_argument("--only", nargs="*", choices=GROUPS, default=list(GROUPS))
+    args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
+    loaded = load_target(args.model)
+    study = Study(loaded, args.answers, args.output, args.scenes)
+    for seed in args.seeds:
+        for group in args.only:
+            for name, variant in GROUPS[group].items():
+                study.run(variant, seed, f"{group}: {name}")
+
+
+def key_of(variant: Variant, seed: int) -> str:
+    """What tells a run from others, whatever group it stands in."""
+    return json.dumps({**asdict(variant), "seed": seed}, sort_keys=True)
+
+
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+class Study:
+    """What runs share."""
+
+    def __init__(self, loaded: LoadedTarget, answers: Path, folder: Path, scenes: int) -> None:
+        self.loaded, self.folder, self.answers = loaded, folder, answers
+        self.rows = folder / "rows.jsonl"
+        self.done = {row["key"] for row in read_rows(self.rows)}
+        self.examples = load_examples(loaded, answers, folder / "target_answers")
+        self.prompts: Mapping[str, Sequence[Prompt]] = {
+            family: held_out_prompts(loaded, family, scenes) for family in ("caption", "question")
+        }
+        self.plain_ms = plain_ms(loaded, self.prompts["caption"][:2])
+
+    def run(self, variant: Variant, seed: int, name: str) -> None:
+        """Train and measure, unless there is a row."""
+        key = key_of(variant, seed)
+        if key in self.done:
+            return
+        began, worked = time.time(), time.process_time()
+        model = self.train(variant, seed)
+        trained = time.process_time() - worked
+        target = self.loaded.target
+        drafter = FlashDrafter(model, target.embed, target.lm_head)
+        row = {
+            "name": name,
+            "seed": seed,
+            "train_seconds": round(trained, 2),
+            "plain_ms": self.plain_ms,
+            "results": measure(self.loaded, drafter, self.prompts),
+            "seconds": round(time.time() - began, 2),
+            "key": key,
+        }
+        with self.rows.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self.done.add(key)
+        print(name, seed, summary(row), flush=True)
+
+    def train(self, variant: Variant, seed: int) -> FlashModel:
+        """Return the averaged weights after all steps."""
+        config = drafter_config(self.loaded, variant.start, {**DRAFTER, **variant.drafter})
+        model = new_model(self.loaded, config, variant.start, seed)
+        train = configure("ours", {**TRAIN, "seed": seed, **variant.train})
+        source, examples = self.choose(variant.answers)
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = Trainer(
+                model, source.teacher(self.loaded), examples, Path(folder) / "run", train
+            )
+            trainer.run()
+        return trainer.averaged()
+
+    def choose(self, answers: str) -> tuple[Examples, list[Example]]:
+        """Return the examples that a variant learns from."""
+        examples = self.examples.examples
+        match answers:
+            case "both":
+                return self.examples, examples
+            case "greedy":
+                return self.examples, examples[0::2]
+            case "sampled":
+                return self.examples, examples[1::2]
+        raise ValueError(f"There are no answers {answers!r}.")
+
+
+def summary(row: Mapping[str, Any]) -> str:
+    """One line of a row's results."""
+    parts = [f"trained {row['train_seconds']} s, all {row['seconds']} s"]
+    for name, result in row["results"].items():
+        tau = sum(result["tokens"]) / sum(result["rounds"])
+        parts.append(f"{name} {tau:.2f} ({result['draft_ms']} + {result['verify_ms']} ms)")
+    return "; ".join(parts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""What all runs of the study share: the target's answers with its states, and held-out prompts.
+
+The target reads its own answers once. What it computed is kept in a file that is mapped into
+memory, so that a restarted study begins at once.
+
+Shapes:
+    R: rows of all examples, one after the other.    B: sequences of a batch.
+    T: rows of a sequence.    D: hidden size.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from evaluate import HELD_OUT
+from flash_mlx.processing import make_prompt
+from flash_mlx.prompt import Prompt
+from flash_mlx.targets import LoadedTarget
+from flash_mlx.train import Batch, Example, Teacher
+from language import CAPTION_PROMPTS, LIST_PROMPTS, question
+from train_drafter import TUNING, batched_target, compute_features, picture_of, read_examples
+from world import draw_scene
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """The answers with the target's states.
+
+    Attributes:
+        examples: Without pixels: the states are here.
+        starts: [examples + 1] int64, each example's first row.
+        hidden: [R, D] float16, the LM head's inputs.
+        visual: [examples / 2, N, D] float16, the target's embeddings of each picture; examples
+            come in pairs about the same one.
+    """
+
+    examples: list[Example]
+    starts: npt.NDArray[np.int64]
+    hidden: npt.NDArray[np.float16]
+    visual: npt.NDArray[np.float16]
+
+    def teacher(self, loaded: LoadedTarget) -> Teacher:
+        """The target as the trainer asks it, from what is kept."""
+        place = {id(example): i for i, example in enumerate(self.examples)}
+
+        def hidden(batch: Batch) -> mx.array:
+            size = self.hidden.shape[1]
+            padded = np.zeros((len(batch.examples), batch.tokens.shape[1], size), np.float32)
+            for line, example in zip(padded, batch.examples, strict=True):
+                rows = self.rows(place[id(example)])
+                line[: len(rows)] = rows
+            return mx.array(padded)
+
+        return Teacher(hidden, loaded.target.embed, loaded.target.lm_head)
+
+    def rows(self, number: int) -> npt.NDArray[np.float16]:
+        """[T, D] of example `number`."""
+        return self.hidden[self.starts[number] : self.starts[number + 1]]
+
+
+def load_examples(loaded: LoadedTarget, answers: Path, folder: Path) -> Examples:
+    """Return the examples; the first time, the target computes their states."""
+    if not (folder / "examples.json").exists():
+        _compute(loaded, answers, folder)
+    rows = json.loads((folder / "examples.json").read_text())
+    examples = [
+        Example(
+            Prompt(tuple(row["prompt"]), tuple((a, b) for a, b in row["spans"])),
+            tuple(row["answer"]),
+        )
+        for row in rows
+    ]
+    lengths = [len(example.tokens) for example in examples]
+    hidden = np.load(folder / "hidden.npy", mmap_mode="r")
+    visual = np.load(folder / "visual.npy", mmap_mode="r")
+    return Examples(examples, np.cumsum([0, *lengths]), hidden, visual)
+
+
+def _compute(loaded: LoadedTarget, answers: Path, folder: Path) -> None:
+    """Write the examples' tokens, states and pictures' embeddings."""
+    groups = [group for group in read_examples(loaded, answers) if len(group) == 2]
+    model = batched_target(loaded)
+    cache = compute_features(model, groups)
+    visual: list[npt.NDArray[np.float16]] = []
+    for start in range(0, len(groups), 16):
+        pixels = mx.concatenate(
+            [group[0].prompt.inputs["pixel_values"] for group in groups[start : start + 16]]
+        )
+        seen = model.visual_tokens(pixels.transpose(0, 2, 3, 1)).astype(mx.float16)
+        visual.append(np.array(seen))
+    folder.mkdir(parents=True, exist_ok=True)
+    examples = [example for group in groups for example in group]
+    np.save(folder / "hidden.npy", np.concatenate([cache[id(example)] for example in examples]))
+    np.save(folder / "visual.npy", np.concatenate(visual))
+    rows = [
+        {"prompt": e.prompt.tokens, "spans": e.prompt.image_spans, "answer": e.answer}
+        for e in examples
+    ]
+    (folder / "examples.json").write_text(json.dumps(rows))
+
+
+Family = Callable[[int, int], str]  # from a prompt's number and its scene to what is asked
+
+
+def _ask_caption(number: int, scene: int) -> str:  # noqa: ARG001
+    return CAPTION_PROMPTS[number % len(CAPTION_PROMPTS)]
+
+
+def _ask_question(number: int, scene: int) -> str:
+    """Every third question asks for a list, whose answer is long."""
+    if number % 3 == 2:
+        return LIST_PROMPTS[number % len(LIST_PROMPTS)]
+    rng = random.Random(scene)
+    return question(draw_scene(rng), rng)[0]
+
+
+FAMILIES: dict[str, Family] = {"caption": _ask_caption, "question": _ask_question}
+
+
+def held_out_prompts(
+    loaded: LoadedTarget, family: str, count: int, *, tuning: bool = False
+) -> list[Prompt]:
+    """Prompts about scenes that nothing was trained on.
+
+    Args:
+        loaded: The target.
+        family: One of `FAMILIES`.
+        count: How many.
+        tuning: Of the scenes on which learning rates are chosen, instead of those reported.
+    """
+    first = (TUNING if tuning else HELD_OUT) + 5000 + 1000 * list(FAMILIES).index(family)
+    return [
+        make_prompt(loaded, FAMILIES[family](i, first + i), [picture_of(first + i)])
+        for i in range(count)
+    ]
+
+
+def greedy_and_sampled(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+    """Split the pairs: the target's best answers, and those drawn at temperature 1."""
+    return list(examples[0::2]), list(examples[1::2])
