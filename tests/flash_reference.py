@@ -66,6 +66,30 @@ def rotate(x: np.ndarray, positions: np.ndarray, base: float) -> np.ndarray:
     return np.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
 
 
+def latents(model: FlashModel, image: np.ndarray) -> list[np.ndarray]:
+    """Return what the drafter reads of an image's rows [N, D]."""
+    config, num_rows, count = model.config, len(image), model.config.num_latents
+    seeds = [int((i + 0.5) * num_rows / count) for i in range(count)]
+    if count == 0 and config.compression != "none":
+        return []
+    match config.compression:
+        case "queries":
+            return list(softmax(weights_of(model)["A"] @ image.T) @ image)
+        case "none":
+            return list(image)
+        case "stride":
+            return [image[seed] for seed in seeds]
+        case "mean":
+            edges = [(i * num_rows // count, (i + 1) * num_rows / count) for i in range(count)]
+            return [image[a : max(int(np.ceil(b)), a + 1)].mean(0) for a, b in edges]
+    unit = image / np.linalg.norm(image, axis=-1, keepdims=True)
+    joins = [max(range(count), key=lambda i: unit[seeds[i]] @ row) for row in unit]
+    groups = [
+        {n for n, joined in enumerate(joins) if joined == i} | {seeds[i]} for i in range(count)
+    ]
+    return [image[sorted(group)].mean(0) for group in groups]
+
+
 def compressed(
     model: FlashModel,
     embedding: np.ndarray,
@@ -90,8 +114,9 @@ def compressed(
         for start, stop in spans:
             if t == start:
                 image = hidden[start:stop]
-                sequence.extend(softmax(w["A"] @ image.T) @ image)
-                rows.extend([-1] * config.num_latents)
+                seen = latents(model, image)
+                sequence.extend(seen)
+                rows.extend([-1] * len(seen))
         inside = any(start <= t < stop for start, stop in spans)
         if inside and t != num_prompt_rows - 1:
             continue
@@ -103,9 +128,13 @@ def compressed(
                 e = rms_norm(e, w["norm_embedding.weight"], config.rms_norm_eps)
                 h = rms_norm(h, w["norm_hidden.weight"], config.rms_norm_eps)
             pair = np.concatenate([e, h])
-            bias = (w["fc_gate.bias"], w["fc_up.bias"]) if config.fusion_bias else (0, 0)
-            gate = w["fc_gate.weight"] @ pair + bias[0]
-            sequence.append(silu(gate) * (w["fc_up.weight"] @ pair + bias[1]))
+            gate, up = (
+                w[f"fc_{name}.weight"] @ pair + w.get(f"fc_{name}.bias", 0)
+                if f"fc_{name}.weight" in w
+                else None
+                for name in ("gate", "up")
+            )
+            sequence.append(up if gate is None else silu(gate) * up)
         rows.append(t)
     return np.array(sequence), rows
 

@@ -93,12 +93,11 @@ class FlashDrafter:
         self._topology = Topology.chain(block_size)
         self._slots = block.slot_embeddings[:block_size]
         self._gate = model.residual_gate[:block_size, None]
-        self._gated = config.fusion == "gated"
-        gate = [model.fc_gate] if self._gated else []
+        gate = [model.fc_gate] if config.fusion == "gated" else []
         self._fusion = join_layers(*gate, model.fc_up)
         self._qkv = join_layers(block.q_proj, block.k_proj, block.v_proj)
         self._gate_up = join_layers(block.gate_proj, block.up_proj)
-        corrected = max(config.markov_rank, config.hydra_size, config.recurrent_size) > 0
+        corrected = config.markov_rank or config.hydra_size or config.recurrent_size
         self._in_turn = InTurn(model, embed, lm_head, block_size) if corrected else None
         joined = (self._fusion, self._qkv, self._gate_up)
         mx.eval(self._slots, self._gate, [layer.parameters() for layer in joined])
@@ -261,13 +260,11 @@ class FlashDrafter:
         """Return z, [A, D], of rows with these states and followers."""
         embedding = self._embed(mx.array(followers, dtype=mx.int32)).astype(hidden.dtype)
         fused: mx.array = self._fusion(self.model.pair(embedding, hidden))
-        return swiglu(*mx.split(fused, 2, axis=-1)) if self._gated else fused
+        gated = self.model.config.fusion == "gated"
+        return swiglu(*mx.split(fused, 2, axis=-1)) if gated else fused
 
     def _append(self, entries: mx.array, part: Part | None, state: FlashState) -> FlashState:
-        """Write entries [A, D] to the cache, for they are followed by others.
-
-        It is computed at once, so that the rows they come from need not be kept.
-        """
+        """Write entries [A, D], which others follow, at once: their rows need not be kept."""
         num_new = entries.shape[0]
         keys, values = state.keys, state.values
         if num_new:

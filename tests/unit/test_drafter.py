@@ -84,6 +84,7 @@ def test_rounds_of_any_size_lead_to_the_same_state(rounds, image, seed):
         {"norm_inputs": True},
         {"fusion_bias": False, "attention_bias": False},
         {"num_latents": 5, "rope_base": 50.0},
+        {"fusion": "linear", "norm_inputs": True},
     ],
 )
 def test_options_of_the_model_reach_the_drafter(changes):

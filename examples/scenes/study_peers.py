@@ -1,0 +1,265 @@
+r"""Published drafters and ours, trained on the same answers for the same number of steps.
+
+    python study_peers.py --model ../../flash_mlx/demo/target --answers runs/answers.jsonl \
+        --output runs/study --tune
+    python study_peers.py --model ../../flash_mlx/demo/target --answers runs/answers.jsonl \
+        --output runs/study --seeds 1 2 3
+
+Sizes are alike (three heads of 64, an MLP of 768, the target's embedding and LM head). Each method
+gets the same tuning: its published objective or ours, by AdamW or by Muon, tried with one seed on
+scenes that are not reported; the best of these four is what `--seeds` runs (MSD takes that of EAGLE,
+V-final that of V-base). Each drafter is then
+measured in several ways to draft, and the table takes the best bound. What is cheaper per step
+also gets a run with as many steps as fit in the time that ours takes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
+import mlx.core as mx
+
+from flash_mlx.decode import Drafter, Target
+from flash_mlx.draft import NgramDrafter
+from flash_mlx.draft.drafter import FlashDrafter
+from flash_mlx.draft.eagle import EagleModel
+from flash_mlx.draft.msd import MsdModel
+from flash_mlx.draft.one_layer import OneLayerModel
+from flash_mlx.draft.stepwise import StepwiseDrafter
+from flash_mlx.draft.vispec import ViSpecModel
+from flash_mlx.targets import load_target
+from flash_mlx.targets.taps import TappedTarget
+from flash_mlx.train import LossWeights
+from flash_mlx.train.config import PRESETS, configure
+from one_layer import HiddenVisionModel, one_layer_config, train_one_layer
+from study import Study, read_rows, summary
+from study_measure import HeldOut
+from study_variants import TRAIN, Variant
+
+# Of the published recipes, what is no matter of scale: objectives, noise, own predictions.
+EAGLE = {name: PRESETS["msd"][name] for name in ("losses", "hidden_noise")}
+VISPEC = {name: PRESETS["vispec"][name] for name in ("losses", "hidden_noise", "rollout")}
+OURS = {"losses": LossWeights()}
+OPTIMIZERS: dict[str, dict[str, Any]] = {
+    "AdamW 2e-3": {"optimizer": "adamw", "learning_rate": 2e-3},
+    "Muon 2e-2": {"optimizer": "muon", "learning_rate": 2e-3},
+}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A method.
+
+    Attributes:
+        network: Its network with one layer; None: the library's own trainer and network.
+        sizes: Settings of the network that differ.
+        published: Settings of training that it publishes.
+        tuned_as: Whose tuning it takes; empty: its own.
+        blocks: Lengths of the chains that are tried in decoding, the longest at temperature 1 too.
+        trees: Likewise (drafts of a tree, branches, levels), for networks with one layer.
+    """
+
+    network: type[OneLayerModel] | None = None
+    sizes: Mapping[str, Any] = field(default_factory=dict)
+    published: Mapping[str, Any] = field(default_factory=dict)
+    tuned_as: str = ""
+    blocks: tuple[int, ...] = (3, 6)
+    trees: tuple[tuple[int, int, int], ...] = ()
+
+
+NO_CORRECTION = {"recurrent_size": 0, "norm_inputs": False}
+TREES = ((7, 3, 4), (15, 4, 5))
+PEERS: dict[str, Peer] = {
+    "ours": Peer(published=OURS),
+    "EAGLE": Peer(EagleModel, {}, EAGLE, trees=TREES),
+    "MSD": Peer(MsdModel, {}, EAGLE, "EAGLE", trees=TREES),
+    "ViSpec": Peer(ViSpecModel, {"num_queries": 2}, VISPEC, trees=TREES),
+    "HiViS-style": Peer(HiddenVisionModel, {}, EAGLE | {"rollout": 1}, trees=TREES),
+    "FLASH, V-base": Peer(
+        None, NO_CORRECTION | {"block_size": 4, "num_latents": 64}, EAGLE, blocks=(2, 4)
+    ),
+    "FLASH, V-final": Peer(
+        None,
+        NO_CORRECTION | {"block_size": 4, "num_latents": 64, "hydra_size": 24},
+        EAGLE,
+        "FLASH, V-base",
+        blocks=(2, 4),
+    ),
+}
+RECIPES = ("published", "ours")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--answers", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[])
+    parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--only", nargs="*", choices=PEERS, default=list(PEERS))
+    parser.add_argument("--scenes", type=int, default=20, help="of each family")
+    parser.add_argument("--sampled", type=int, default=5, help="of these, at temperature 1 too")
+    args = parser.parse_args()
+    loaded = load_target(args.model)
+    study = PeerStudy(Study(loaded, args.answers, args.output, args.scenes, args.sampled))
+    if args.tune:
+        for name in args.only:
+            study.tune(name)
+    for seed in args.seeds:
+        study.lookup()
+        for name in args.only:
+            study.run(name, seed)
+        for name in args.only:
+            study.run(name, seed, equal_time=True)
+
+
+class PeerStudy:
+    """What runs share."""
+
+    def __init__(self, study: Study) -> None:
+        self.study, self.loaded = study, study.loaded
+        self.rows = study.folder / "peers.jsonl"
+        self.done = {row["key"]: row for row in read_rows(self.rows)}
+        self.tuning = HeldOut.of(study.loaded, study.folder, 10, 0, tuning=True)
+        target = study.loaded.target
+        self.targets: dict[bool, Target] = {False: target, True: TappedTarget(target, (0,))}
+
+    def tune(self, name: str) -> None:
+        """Try all recipes with one seed, on scenes that are not reported."""
+        if PEERS[name].tuned_as:
+            return
+        for recipe in RECIPES:
+            for optimizer in OPTIMIZERS:
+                if PEERS[name].published == OURS and recipe == "ours":
+                    continue
+                key = f"tuning {name}: {recipe}, {optimizer}"
+                self.record(key, name, recipe, optimizer, 0, TRAIN["iterations"], self.tuning)
+
+    def best(self, name: str) -> tuple[str, str]:
+        """Return recipe and optimiser of the highest acceptance on the tuning scenes."""
+
+        def length(row: Mapping[str, Any]) -> float:
+            results = next(iter(row["ways"].values()))["results"].values()
+            return sum(sum(r["tokens"]) for r in results) / sum(sum(r["rounds"]) for r in results)
+
+        tuned = PEERS[name].tuned_as or name
+        rows = [r for k, r in self.done.items() if k.startswith(f"tuning {tuned}:")]
+        row = max(rows, key=length)
+        return row["recipe"], row["optimizer"]
+
+    def run(self, name: str, seed: int, *, equal_time: bool = False) -> None:
+        """Train with the best recipe, for the same steps or for the time that ours takes."""
+        recipe, optimizer = self.best(name)
+        steps, key = TRAIN["iterations"], f"{name}, seed {seed}"
+        if equal_time:
+            ours, own = (self.done[f"{n}, seed {seed}"]["train_seconds"] for n in ("ours", name))
+            if own > 0.9 * ours:
+                return
+            steps, key = int(steps * ours / own), f"{name}, seed {seed}, equal time"
+        self.record(key, name, recipe, optimizer, seed, steps, self.study.held_out)
+
+    def lookup(self) -> None:
+        """Prompt lookup has nothing to train."""
+        if "prompt lookup" not in self.done:
+            held_out, target = self.study.held_out, self.targets[False]
+            ways = {
+                f"chain of {k}": {"rows": k + 1, "results": held_out.measure(target, drafter)}
+                for k in (3, 6)
+                for drafter in (NgramDrafter(k),)
+            }
+            self.write({"key": "prompt lookup", "name": "prompt lookup", "ways": ways})
+
+    def record(
+        self,
+        key: str,
+        name: str,
+        recipe: str,
+        optimizer: str,
+        seed: int,
+        steps: int,
+        held_out: HeldOut,
+    ) -> None:
+        """Train and measure, unless there is a row."""
+        if key in self.done:
+            return
+        peer = PEERS[name]
+        settings = {
+            **TRAIN,
+            **(peer.published if recipe == "published" else OURS),
+            **({"rollout": 1} if "rollout" in peer.published else {}),
+            **OPTIMIZERS[optimizer],
+            "iterations": steps,
+        }
+        began, worked = time.time(), time.process_time()
+        make = self.train(peer, settings, seed)
+        seconds = time.process_time() - worked
+        ways: dict[str, Any] = {}
+        for way, rows, drafter in self.drafters(peer, make, brief=held_out is self.tuning):
+            target = self.targets[peer.network is not None]
+            results = held_out.measure(target, drafter, sampled=not ways)
+            ways[way] = {"rows": rows, "results": results}
+        row = {
+            "key": key,
+            "name": name,
+            "seed": seed,
+            "recipe": recipe,
+            "optimizer": optimizer,
+            "steps": steps,
+            "train_seconds": round(seconds, 2),
+            "seconds": round(time.time() - began, 2),
+            "ways": ways,
+        }
+        self.write(row)
+
+    def write(self, row: dict[str, Any]) -> None:
+        with self.rows.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        self.done[row["key"]] = row
+        for way, found in row["ways"].items():
+            print(row["key"], way, summary(row | found), flush=True)
+
+    def train(self, peer: Peer, settings: dict[str, Any], seed: int) -> Any:
+        """Return the trained network."""
+        if peer.network is None:
+            return self.study.train(Variant(peer.sizes, settings), seed)
+        mx.random.seed(seed)
+        model = peer.network(one_layer_config(self.loaded, **peer.sizes))
+        known = {k: v for k, v in settings.items() if k != "base_share"}
+        config = replace(configure("ours", known), seed=seed)
+        train_one_layer(model, self.loaded, self.study.examples, config)
+        return model
+
+    def drafters(
+        self, peer: Peer, model: Any, *, brief: bool
+    ) -> list[tuple[str, int, Drafter[Any]]]:
+        """Return the ways to draft: name, rows of a verification, drafter."""
+        target = self.loaded.target
+        if peer.network is None:
+            blocks = [model.config.block_size] if brief else sorted({*peer.blocks})
+            return [
+                (f"chain of {k}", k + 1, FlashDrafter(model, target.embed, target.lm_head, k))
+                for k in reversed(blocks)
+            ]
+
+        def stepwise(block: int, **tree: int) -> StepwiseDrafter:
+            shaped = peer.network(replace(model.config, **tree))
+            shaped.update(model.parameters())
+            return StepwiseDrafter(shaped, target.embed, target.lm_head, target.vocab_size, block)
+
+        ways = [(f"chain of {k}", k + 1, stepwise(k)) for k in reversed(peer.blocks)]
+        trees = [
+            (f"tree of {n}, {b} x {d}", n + 1, stepwise(d, num_nodes=n, top_k=b))
+            for n, b, d in peer.trees
+        ]
+        return ways[:1] if brief else [*ways, *trees]
+
+
+if __name__ == "__main__":
+    main()
