@@ -19,7 +19,6 @@ from PIL import Image, ImageDraw, ImageOps
 
 from flash_mlx.draft import FlashDrafter
 from flash_mlx.draft.adaptive import unpaced
-from flash_mlx.draft.model import pool_weights
 from flash_mlx.files import read_json
 from flash_mlx.images import ImageSource, load_image
 from flash_mlx.loading import Model

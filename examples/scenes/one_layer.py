@@ -45,14 +45,20 @@ class HiddenVisionModel(EagleModel):
     Source: the idea of HiViS, arXiv 2509.23928.
     """
 
-    def read_prompt(self, embeddings: mx.array, features: mx.array, images: Spans) -> Reading:
+    def read_prompt(
+        self,
+        embeddings: mx.array,
+        features: mx.array,
+        images: Spans,
+        context: mx.array | None = None,
+    ) -> Reading:
         """Return what is read of a prompt; see `OneLayerModel.read_prompt`."""
         seen = np.ones(embeddings.shape[0], dtype=np.bool_)
         for start, stop in images:
             seen[start:stop] = False
         rows = np.flatnonzero(seen).astype(np.int32)
         chosen = mx.array(rows)
-        return Reading(self.fuse(embeddings[chosen], features[chosen], None), rows)
+        return Reading(self.fuse(embeddings[chosen], features[chosen], context), rows, context)
 
 
 @dataclass(frozen=True, eq=False)

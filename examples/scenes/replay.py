@@ -86,8 +86,7 @@ class ReplayTarget(TargetAround):
 
     def prefill(self, prompt: Prompt, cache: Cache, take: Take | None = None) -> Output:
         """See `Target`."""
-        assert isinstance(cache, _Place)
-        cache.length = len(prompt)
+        cache.commit(range(len(prompt)))
         rows = self._hidden[: len(prompt)]
         if take is not None:
             take(0, rows)

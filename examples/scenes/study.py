@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
-from flash_mlx.draft import FlashConfig, FlashModel
+from flash_mlx.draft import FlashModel
 from flash_mlx.draft.drafter import FlashDrafter
 from flash_mlx.targets import LoadedTarget, load_target
 from flash_mlx.train import Example, Trainer

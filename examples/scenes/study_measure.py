@@ -1,4 +1,4 @@
-"""What a trained drafter is worth: it drafts for the target on held-out scenes, in the library's loop.
+"""What a trained drafter is worth: it drafts for the target on held-out scenes, in the real loop.
 
 At temperature 0 the target's text is known beforehand, so its passes are looked up (`replay`) and
 many scenes can be asked; at temperature 1 the target really answers. Drafts are clocked. What is

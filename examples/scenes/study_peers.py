@@ -7,10 +7,10 @@ r"""Published drafters and ours, trained on the same answers for the same number
 
 Sizes are alike (three heads of 64, an MLP of 768, the target's embedding and LM head). Each method
 gets the same tuning: its published objective or ours, by AdamW or by Muon, tried with one seed on
-scenes that are not reported; the best of these four is what `--seeds` runs (MSD takes that of EAGLE,
-V-final that of V-base). Each drafter is then
-measured in several ways to draft, and the table takes the best bound. What is cheaper per step
-also gets a run with as many steps as fit in the time that ours takes.
+scenes that are not reported; the best of these four is what `--seeds` runs (MSD takes that of
+EAGLE, V-final that of V-base). Each drafter is then measured in several ways to draft, and the
+table takes the best bound. What is cheaper per step also gets a run with as many steps as fit in
+the time that ours takes.
 """
 
 from __future__ import annotations

@@ -95,9 +95,9 @@ class FlashModel(nn.Module):
 
     Weights:
         A [M, D] with learned queries; residual_gate [k]; fc_gate (if gated), fc_up [D, 2D], whose
-        columns read the embedding first, then the hidden; layers (see SlotBlock); norm_embedding, norm_hidden [D] with
-        `norm_inputs`; markov, recurrence and hydra_projs.i.{0, 2} (see `corrections`) with
-        `markov_rank`, `recurrent_size` and `hydra_size`.
+        columns read the embedding first, then the hidden; layers (see SlotBlock); norm_embedding,
+        norm_hidden [D] with `norm_inputs`; markov, recurrence and hydra_projs.i.{0, 2} (see
+        `corrections`) with `markov_rank`, `recurrent_size` and `hydra_size`.
     """
 
     def __init__(self, config: FlashConfig) -> None:

@@ -1,4 +1,4 @@
-"""Other ways to compress an image than by learned queries: in training, in decoding, on the disk."""
+"""Images compressed otherwise than by learned queries: in training, in decoding, on the disk."""
 
 import json
 from dataclasses import replace
@@ -78,9 +78,7 @@ def test_training_sees_what_the_drafter_computes(way):
 def test_text_stays_the_targets_own(way):
     _, drafter = make(way)
     prompt = Prompt((4, 5, 6, 7, 8), ((1, 4),))
-    rounds = decode(
-        TARGET, drafter, prompt, sampler=Sampler(), key=KEY, max_tokens=12, stop_ids=()
-    )
+    rounds = decode(TARGET, drafter, prompt, sampler=Sampler(), key=KEY, max_tokens=12, stop_ids=())
     said = [token for each in rounds for token in each.tokens]
     assert said == greedy_oracle(TARGET, prompt.tokens, 12)
 
