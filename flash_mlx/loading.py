@@ -102,6 +102,9 @@ def load(
     drafting: Drafting = "tree",
     dtype: mx.Dtype | None = None,
     keep_quantized: bool = False,
+    kv_bits: int | None = None,
+    kv_group_size: int = 64,
+    max_pixels: int | None = None,
     revision: str | None = None,
     force: bool = False,
 ) -> Model:
@@ -117,6 +120,11 @@ def load(
         dtype: What the target computes in; None chooses what is fast here.
         keep_quantized: Leave the quantised weights of both quantised on a CPU too, where they are
             slow and would become float32.
+        kv_bits: Bits of a number in the target's cache, from its first row on; None keeps the type
+            that the target computes in.
+        kv_group_size: Numbers of the cache that share a scale.
+        max_pixels: Most pixels of a picture after the processor has resized it; for families whose
+            processor can be told.
         revision: Branch, tag or commit of the target's hub id.
         force: Download even if disk or memory seem too small.
 
@@ -134,7 +142,14 @@ def load(
     chosen = _choose(
         draft, name, path, is_demo=is_demo, force=force
     )  # before the target loads: fails soon
-    loaded = load_target(path, dtype=dtype, keep_quantized=keep_quantized)
+    loaded = load_target(
+        path,
+        dtype=dtype,
+        keep_quantized=keep_quantized,
+        kv_bits=kv_bits,
+        kv_group_size=kv_group_size,
+        max_pixels=max_pixels,
+    )
     bare = Model(loaded, None, name, "none", "none", is_demo)
     return _attach(bare, chosen, draft_block_size, drafting)
 

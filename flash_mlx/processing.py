@@ -227,6 +227,8 @@ def _process(
 ) -> tuple[tuple[int, ...], dict[str, mx.array]]:
     """Return the ids [T] of a written prompt, and the processor's other arrays."""
     options: dict[str, Any] = {}
+    if pictures and loaded.max_pixels is not None:
+        options["max_pixels"] = loaded.max_pixels
     tokenizer = loaded.processor.tokenizer
     bos, first = tokenizer.bos_token, tokenizer([""])["input_ids"][0][:1]
     # LLaVA's processor does not take the option, so it is only given where it changes something.

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flash_mlx.cli import roofline
-from flash_mlx.cli.generate import loading_options
-from flash_mlx.cli.options import ListOptions, at_least
+from flash_mlx.cli.options import ListOptions, at_least, loading_options
 from flash_mlx.cli.roofline import roofline_options, write
 
 if TYPE_CHECKING:

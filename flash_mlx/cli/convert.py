@@ -68,7 +68,19 @@ def command(
 
     require_new(mlx_path)
     if export is not None:
-        _export(hf_path, mlx_path, revision)
+        given = {
+            "--quantize": quantize,
+            "--dtype": dtype,
+            "--target": target,
+            "--draft-kind": draft_kind,
+            "--upload-repo": upload_repo,
+        }
+        if useless := [flag for flag, value in given.items() if value]:
+            raise click.UsageError(
+                f"--export copies a drafter as it is, so it takes no {' and no '.join(useless)}. "
+                "Convert the drafter first, then export the result."
+            )
+        _export(hf_path, mlx_path, revision, force=force)
         return
     source = resolve_path(hf_path, revision, torch_files=True, force=force)
     bits, group_size = int(q_bits) if quantize else None, int(q_group_size)
@@ -104,13 +116,13 @@ def command(
     )
 
 
-def _export(name: str, folder: Path, revision: str | None) -> None:
+def _export(name: str, folder: Path, revision: str | None, *, force: bool) -> None:
     from flash_mlx.convert.folder import appearing
     from flash_mlx.hub import resolve_path
     from flash_mlx.integrations.mlx_vlm import export
     from flash_mlx.loading import DEMO
 
-    source = DEMO / "drafter" if name == "demo" else resolve_path(name, revision)
+    source = DEMO / "drafter" if name == "demo" else resolve_path(name, revision, force=force)
     with appearing(folder) as partial:
         export(source, partial)
     click.echo(f"Wrote {folder}: mlx_vlm.generate --draft-model {folder}", err=True)

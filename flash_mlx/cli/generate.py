@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterator
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from flash_mlx.cli.options import INTERRUPTED, ListOptions, at_least, between
+from flash_mlx.cli.options import INTERRUPTED, ListOptions, at_least, between, loading_options
 from flash_mlx.cli.penalties import penalty_options
 from flash_mlx.cli.report import as_json_object, statistics, weights
 from flash_mlx.cli.show import coloured, has_colours, show_options
@@ -24,34 +23,6 @@ DEFAULT_PROMPT = "Describe this image in detail."
 UNSET = "unset: as generation_config.json says"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-LOADING = ("revision", "keep_quantized", "force")  # parameters of `load`, by the options' names
-
-
-def loading_options(command: Command) -> Command:
-    """Options that say how models are fetched and loaded; the command gets them as `loading`."""
-
-    @wraps(command)
-    def gathered(**given: Any) -> Any:
-        loading = {name: given.pop(name) for name in LOADING}
-        return command(loading=loading, **given)
-
-    wrapped: Any = gathered
-    for option in (
-        click.option("--force", is_flag=True, help="Download however large it is."),
-        click.option(
-            "--keep-quantized",
-            is_flag=True,
-            help="Leave quantised weights quantised on a CPU, where float32 is faster.",
-        ),
-        click.option(
-            "--revision", metavar="NAME", help="Branch, tag or commit of the target's hub id."
-        ),
-    ):
-        wrapped = option(wrapped)
-    made: Command = wrapped
-    return made
 
 
 def model_options(command: Command) -> Command:

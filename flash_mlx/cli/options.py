@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import Any, TypeVar
 
 import click
 
 INTERRUPTED = 130  # exit code
+# Parameters of `load`, by the options' names.
+LOADING = ("revision", "keep_quantized", "force", "kv_bits", "kv_group_size", "max_pixels")
 
 Value = float | tuple[float, ...] | None
+Command = TypeVar("Command", bound=Callable[..., Any])
 Check = Callable[[click.Context, click.Parameter, Value], Value]
 
 
@@ -79,3 +84,48 @@ def _check(holds: Callable[[float], bool], words: str) -> Check:
         return value
 
     return check
+
+
+def loading_options(command: Command) -> Command:
+    """Options that say how models are fetched and loaded; the command gets them as `loading`."""
+
+    @wraps(command)
+    def gathered(**given: Any) -> Any:
+        loading = {name: given.pop(name) for name in LOADING}
+        for name in ("kv_bits", "kv_group_size"):
+            loading[name] = None if loading[name] is None else int(loading[name])
+        return command(loading=loading, **given)
+
+    wrapped: Any = gathered
+    for option in (
+        click.option(
+            "--max-pixels",
+            type=int,
+            callback=at_least(1),
+            help="Most pixels of a picture after resizing (Qwen's families).",
+        ),
+        click.option(
+            "--kv-group-size",
+            type=click.Choice(["32", "64", "128"]),
+            default="64",
+            show_default=True,
+            help="Numbers of the cache that share a scale.",
+        ),
+        click.option(
+            "--kv-bits",
+            type=click.Choice(["2", "3", "4", "6", "8"]),
+            help="Quantise the cache, from its first row on.",
+        ),
+        click.option("--force", is_flag=True, help="Download however large it is."),
+        click.option(
+            "--keep-quantized",
+            is_flag=True,
+            help="Leave quantised weights quantised on a CPU, where float32 is faster.",
+        ),
+        click.option(
+            "--revision", metavar="NAME", help="Branch, tag or commit of the target's hub id."
+        ),
+    ):
+        wrapped = option(wrapped)
+    made: Command = wrapped
+    return made

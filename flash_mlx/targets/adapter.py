@@ -47,18 +47,28 @@ class MlxVlmTarget:
         supports_tree: Whether `verify` takes trees with siblings.
     """
 
-    def __init__(self, model: nn.Module, family: Family, *, chunk_size: int = CHUNK_SIZE) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        *,
+        chunk_size: int = CHUNK_SIZE,
+        kv_bits: int | None = None,
+        kv_group_size: int = 64,
+    ) -> None:
         """Wrap a model.
 
         Args:
             model: As `mlx_vlm.load` returns it.
             family: What is particular to its family.
             chunk_size: Prompt rows per pass.
+            kv_bits: Of a number in the cache; None keeps the cache in the model's own type.
+            kv_group_size: Numbers of the cache that share a scale.
 
         Raises:
             ValueError: If `chunk_size` is below 1 or the model's cache cannot drop rows.
         """
-        from mlx_vlm.models.cache import KVCache
+        from mlx_vlm.models.cache import KVCache, QuantizedKVCache
 
         if chunk_size < 1:
             raise ValueError(f"Prompt rows per pass must be 1 or more; got {chunk_size}.")
@@ -71,7 +81,9 @@ class MlxVlmTarget:
         self.max_context: int | None = text.max_position_embeddings
         self._decoder = Decoder(model, family)
         self._chunk_size = chunk_size
-        self._hooks = TreeHooks(self._decoder.stack, KVCache)
+        self._kv = None if kv_bits is None else {"bits": kv_bits, "group_size": kv_group_size}
+        self._packed = QuantizedKVCache
+        self._hooks = TreeHooks(self._decoder.stack, KVCache if kv_bits is None else self._packed)
         # Windows and prefixes have masks that the kernel does not know.
         whole = not (family.sliding or family.prefix)
         self._attention = TreeAttention(self._decoder.stack) if whole else None
@@ -88,7 +100,10 @@ class MlxVlmTarget:
 
     def make_cache(self) -> SequenceCache:
         """Return the cache of a new sequence."""
-        return SequenceCache(self._decoder.make_layers())
+        layers = self._decoder.make_layers()
+        if self._kv is not None:
+            layers = [self._packed(**self._kv) for _ in layers]
+        return SequenceCache(layers)
 
     def prefill(self, prompt: Prompt, cache: Cache, take: Take | None = None) -> Output:
         """Read the rows of the prompt that the cache does not hold yet, in chunks; commit them.

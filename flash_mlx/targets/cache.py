@@ -6,7 +6,8 @@ tree are moved together first.
 
 Shapes:
     N: rows of the tree.    A: rows committed of it.
-    A layer's keys and values are [1, key-value heads, capacity, head size].
+    A layer's keys and values are [1, key-value heads, capacity, head size]; or each is three
+    arrays, packed values, scales and biases.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class SequenceCache:
     @property
     def nbytes(self) -> int:
         """Bytes of all keys and values, room for further rows included."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers if layer.offset)
+        return sum(each.nbytes for layer in self.layers if layer.offset for each in arrays(layer))
 
     def rewind(self, length: int) -> None:
         """Forget all rows but the first `length`, for a text that goes on differently there.
@@ -96,15 +97,24 @@ class SequenceCache:
         first = next(place for place, row in enumerate(rows) if row != place)
         source = mx.array(tuple(rows[first:])) + self._length
         start, stop = self._length + first, self._length + len(rows)
-        moved = [(each.keys[..., source, :], each.values[..., source, :]) for each in self.layers]
+        stored = [each for layer in self.layers for each in arrays(layer)]
+        moved = [each[..., source, :] for each in stored]
         mx.eval(moved)  # MLX would copy all keys and values if it wrote to them while it reads
-        for layer, (keys, values) in zip(self.layers, moved, strict=True):
-            layer.keys[..., start:stop, :] = keys
-            layer.values[..., start:stop, :] = values
+        for each, there in zip(stored, moved, strict=True):
+            each[..., start:stop, :] = there
 
     def _drop_uncommitted(self) -> None:
         for layer in self.layers:
             layer.trim(layer.offset - self._length)
+
+
+def arrays(layer: Any) -> list[mx.array]:
+    """Return what a layer's cache holds: keys and values, or their packed values and scales.
+
+    Each is [1, key-value heads, capacity, .].
+    """
+    parts = (layer.keys, layer.values)
+    return [each for part in parts for each in (part if isinstance(part, tuple | list) else [part])]
 
 
 def _is_path(rows: Sequence[int], tree: Topology) -> bool:

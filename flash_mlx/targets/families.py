@@ -56,6 +56,7 @@ class Family:
             returns one for each row.
         attends_mask: Whether embedding the prompt needs an attention mask.
         scale: What the decoder multiplies embeddings [..., D] with, itself.
+        takes_max_pixels: Whether the processor can be told the most pixels of a picture.
         prepare: From `config.json` and the processor's arrays to arrays that `image_rows` needs.
         image_rows: From the model and the prompt's arrays to visual rows [rows, D], where
             mlx-vlm's own way is not that of the family's authors.
@@ -78,6 +79,7 @@ class Family:
     softcap: Callable[[Any], float | None] | None = None
     placed: int | None = None
     attends_mask: bool = False
+    takes_max_pixels: bool = False
     scale: Callable[[int, mx.Dtype], mx.array] | None = None
     prepare: Callable[[Mapping[str, Any], Inputs], Inputs] | None = None
     image_rows: Callable[[Any, Inputs], mx.array] | None = None
@@ -171,6 +173,7 @@ FAMILIES: dict[str, Family] = {
                 placeholders=QWEN_PLACEHOLDERS,
                 rows_per_image=qwen_rows,
                 mrope=True,
+                takes_max_pixels=True,
             )
             for model_type in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
         ),

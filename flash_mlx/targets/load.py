@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class LoadedTarget:
         image_token_id: Id that stands for one visual row.
         generation_defaults: `generation_config.json`; empty without one.
         keep_quantized: Whether quantised weights stay so on a CPU too; those of drafters follow.
+        max_pixels: Most pixels of a picture after the processor has resized it; None: its own.
     """
 
     path: Path
@@ -47,6 +49,7 @@ class LoadedTarget:
     image_token_id: int
     generation_defaults: Mapping[str, Any]
     keep_quantized: bool = False
+    max_pixels: int | None = None
 
     @property
     def model_type(self) -> str:
@@ -59,6 +62,9 @@ def load_target(
     *,
     dtype: mx.Dtype | None = None,
     keep_quantized: bool = False,
+    kv_bits: int | None = None,
+    kv_group_size: int = 64,
+    max_pixels: int | None = None,
     chunk_size: int = CHUNK_SIZE,
 ) -> LoadedTarget:
     """Load a checkpoint in a local folder. The network is never used, nor code of the checkpoint.
@@ -68,6 +74,9 @@ def load_target(
         dtype: What to compute in. None: as stored, except on a CPU, where 16-bit and quantised
             weights are slow and become float32. Weights stay quantised if a dtype is given.
         keep_quantized: Leave quantised weights quantised on a CPU too.
+        kv_bits: Bits of a number in the cache; None keeps the type that is computed in.
+        kv_group_size: Numbers of the cache that share a scale.
+        max_pixels: Most pixels of a picture after the processor has resized it.
         chunk_size: Prompt rows per pass.
 
     Returns:
@@ -85,12 +94,21 @@ def load_target(
     check_files(folder)
     settings = folder / "generation_config.json"
     defaults = read_json(settings) if settings.is_file() else {}
+    if max_pixels is not None and not family.takes_max_pixels:
+        raise ValueError(
+            f"Pictures must be resized by the model's processor; that of a {family.model_type} "
+            "model takes no largest number of pixels. Leave --max-pixels out."
+        )
     model, processor = _load(folder)
     _convert(model, dtype, keep_quantized=keep_quantized)
     _complete(processor, config)
-    target = MlxVlmTarget(model, family, chunk_size=chunk_size)
+    target = MlxVlmTarget(
+        model, family, chunk_size=chunk_size, kv_bits=kv_bits, kv_group_size=kv_group_size
+    )
     text_type = model.config.text_config.model_type
-    target.supports_tree = check_target(target) and text_type not in family.chains_only
+    packed = f"This model's cache must fit {kv_bits} bits in groups of {kv_group_size}"
+    with nullcontext() if kv_bits is None else complaining(packed):
+        target.supports_tree = check_target(target) and text_type not in family.chains_only
     return LoadedTarget(
         path=folder,
         target=target,
@@ -101,6 +119,7 @@ def load_target(
         image_token_id=family.image_token_id(config, processor.tokenizer),
         generation_defaults=defaults,
         keep_quantized=keep_quantized,
+        max_pixels=max_pixels,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 
 from flash_mlx.decode import ROOT_ALONE
 from flash_mlx.targets.adapter import MlxVlmTarget
-from flash_mlx.targets.cache import SequenceCache
+from flash_mlx.targets.cache import SequenceCache, arrays
 from flash_mlx.tree import DraftTree, Topology
 
 
@@ -21,12 +23,21 @@ def scratch_cache(target: MlxVlmTarget, length: int) -> SequenceCache:
     mx.eval(target.verify(DraftTree(ROOT_ALONE, mx.zeros((1,), mx.int32)), cache).logits)
     cache.commit((0,))
     cache.open(Topology.chain(length - 2))
-    for layer in cache.layers:  # [1, key-value heads, capacity, head size]
-        for_keys, for_values = (
-            mx.zeros((*part.shape[:2], length - 1, part.shape[3]), part.dtype)
-            for part in (layer.keys, layer.values)
+    for layer in cache.layers:
+        layer.update_and_fetch(
+            *(_rows(part, layer, length - 1) for part in (layer.keys, layer.values))
         )
-        layer.update_and_fetch(for_keys, for_values)
-        mx.eval(layer.keys, layer.values)
+        mx.eval(arrays(layer))
     cache.commit(range(length - 1))
     return cache
+
+
+def _rows(part: Any, layer: Any, number: int) -> mx.array:
+    """Return rows of zeros, [1, key-value heads, number, head size], for keys or values."""
+    if isinstance(part, mx.array):
+        (_, heads, _, size), dtype = part.shape, part.dtype
+    else:
+        scales = part[1]
+        (_, heads, _, groups), dtype = scales.shape, scales.dtype
+        size = groups * layer.group_size
+    return mx.zeros((1, heads, number, size), dtype)

@@ -57,6 +57,18 @@ def test_a_target_of_another_size_is_refused(exported: Path, llava: LoadedTarget
         validate_drafter_compatibility(llava.target.model, drafter, kind)
 
 
+@pytest.mark.parametrize(
+    "more", [["-q"], ["--dtype", "float16"], ["--target", "x"], ["--upload-repo", "a/b"]]
+)
+def test_an_export_takes_no_settings_of_a_conversion(
+    more: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["convert", "--hf-path", "demo", "--export", "mlx-vlm"]
+    assert run([*words, "--mlx-path", str(tmp_path / "out"), *more]) == 2
+    assert "takes no --" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.slow
 def test_mlx_vlms_command_takes_the_folder(exported: Path) -> None:
     words = [sys.executable, "-m", "mlx_vlm.generate", "--model", DEMO / "target", "--verbose"]

@@ -44,10 +44,18 @@ QWEN_TEMPLATE = (
 
 
 def build_qwen(
-    folder: Path, *, seed: int = 1, dtype: mx.Dtype = mx.float32, tied: bool = False
+    folder: Path,
+    *,
+    seed: int = 1,
+    dtype: mx.Dtype = mx.float32,
+    tied: bool = False,
+    num_heads: int = 4,
 ) -> Path:
     """Write a Qwen2.5-VL checkpoint; 28 x 28 pixels of an image take one row."""
     from mlx_vlm.models.qwen2_5_vl import Model, ModelConfig, TextConfig, VisionConfig
+
+    size = 64 // num_heads
+    sections = [size // 8, 3 * size // 16, 3 * size // 16]
 
     tokenizer = train_tokenizer(QWEN_SPECIALS)
     id_of = tokenizer.token_to_id
@@ -79,13 +87,13 @@ def build_qwen(
         "hidden_size": 64,
         "num_hidden_layers": 4,
         "intermediate_size": 128,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": num_heads // 2,
         "rms_norm_eps": 1e-6,
         "vocab_size": tokenizer.get_vocab_size(),
         "max_position_embeddings": 4096,
         "rope_theta": 1000000.0,
-        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "rope_scaling": {"type": "mrope", "mrope_section": sections},
         "tie_word_embeddings": tied,
         "eos_token_id": id_of("<|im_end|>"),
         "vision_config": vision,
