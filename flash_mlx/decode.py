@@ -201,12 +201,14 @@ class Round:
         num_drafted: Drafts that the target read.
         num_accepted: Drafts among `tokens`.
         parked: Whether the drafter held back because drafting does not pay at present.
+        due: What the target reads next, if this is a pause before that pass; else None.
     """
 
     tokens: tuple[int, ...]
     num_drafted: int
     num_accepted: int
     parked: bool = False
+    due: DraftTree | None = None
 
 
 def decode(
@@ -218,6 +220,7 @@ def decode(
     key: mx.array,
     max_tokens: int,
     stop_ids: Collection[int],
+    pauses: bool = False,
 ) -> Iterator[Round]:
     """Yield the target's continuation of a prompt, round by round.
 
@@ -234,6 +237,7 @@ def decode(
         key: PRNG key; the same key, the same text.
         max_tokens: Most tokens to emit, the stop token included.
         stop_ids: Ids that end the text; the one that does is still emitted.
+        pauses: Whether to yield a round that is due before each pass, and launch none ahead.
 
     Raises:
         ValueError: If `max_tokens` is below 1 or the prompt is longer than the context.
@@ -259,12 +263,14 @@ def decode(
             tree = tree.head(left)
         tree, fault = guard(tree, target.vocab_size)
         mx.async_eval(tree.tokens)  # the device drafts while the host prepares the pass
+        if pauses:
+            yield Round((), 0, 0, due=tree)
         out = ahead if ahead is not None and len(tree) == 1 else target.verify(tree, cache)
         verdict = judge(tree, out.logits, sampler, next(keys))
         # Queued before any pass ahead, so it does not wait for that.
         mx.async_eval(verdict.table, *([] if fault is None else [fault]))
-        ahead = None
-        if len(tree) == 1 and tree.lookahead and left > 1 and cache.length + 1 < limit:
+        ahead, alone = None, len(tree) == 1 and tree.lookahead and not pauses
+        if alone and left > 1 and cache.length + 1 < limit:
             ahead = _read_ahead(target, verdict, cache)
         accepted = verdict.walk()
         if fault is not None and fault.item():  # decided by the drafts alone, so the law is kept
@@ -277,7 +283,9 @@ def decode(
             cache.commit(accepted.rows)
         state = drafter.extend(out.hidden[mx.array(accepted.rows)], accepted.tokens, state)
 
-        tokens = _until_stop(accepted.tokens[:left], stop_ids)
+        tokens = accepted.tokens[:left]
+        end = next((i for i, token in enumerate(tokens, 1) if token in stop_ids), len(tokens))
+        tokens = tokens[:end]  # nothing follows a stop token
         # A stop token or the end of the budget may cut the target's own last token off.
         num_accepted = min(len(accepted.rows) - 1, len(tokens))
         yield Round(tokens, len(tree) - 1, num_accepted, tree.parked)
@@ -310,9 +318,3 @@ def _read_ahead(target: Target, verdict: Verdict, cache: Cache) -> Output:
     out = target.verify(DraftTree(ROOT_ALONE, verdict.next_tokens), cache)
     mx.async_eval(out.logits)
     return out
-
-
-def _until_stop(tokens: tuple[int, ...], stop_ids: Collection[int]) -> tuple[int, ...]:
-    """Return the tokens up to and including the first stop token."""
-    end = next((i for i, token in enumerate(tokens, start=1) if token in stop_ids), len(tokens))
-    return tokens[:end]

@@ -18,6 +18,7 @@ from typing import Any, Literal, cast
 import mlx.core as mx
 from PIL import Image
 
+from flash_mlx.batch import Seat
 from flash_mlx.decode import NoDrafter, Target, decode
 from flash_mlx.loading import Model, load, untapped, with_drafter
 from flash_mlx.penalties import CONTEXT_SIZE, make_penalties
@@ -110,6 +111,7 @@ def stream_generate(
     stop: str | Sequence[str] | None = None,
     seed: int = 0,
     store: TextStore | None = None,
+    seat: Seat | None = None,
 ) -> Iterator[GenerationResponse]:
     """Answer piece by piece, one for each pass of the target.
 
@@ -138,6 +140,7 @@ def stream_generate(
             that token.
         seed: Of the random numbers; the same seed gives the same text.
         store: Keeps what is read, so that a later prompt that begins alike is not read again.
+        seat: This text's place among others that are decoded at the same time; see `batch`.
 
     Returns:
         New text and ids, piece by piece; the last piece has a `finish_reason`.
@@ -171,9 +174,9 @@ def stream_generate(
     drafter = NoDrafter() if model.drafter is None else model.drafter
     if untapped(model.loaded).target.family.prefix:
         store = None  # its prompts are read at once, so nothing of one can be kept for another
-    reading = Reading(store, model.target, drafter, prompt)
+    reading = Reading(store, model.target if seat is None else seat, drafter, prompt)
     return _respond(
-        model, reading, process, sampler, max_tokens=max_tokens, stop=strings, seed=seed
+        model, reading, process, sampler, max_tokens=max_tokens, stop=strings, seed=seed, seat=seat
     )
 
 
@@ -230,10 +233,11 @@ def _respond(
     max_tokens: int,
     stop: Sequence[str],
     seed: int,
+    seat: Seat | None,
 ) -> Iterator[GenerationResponse]:
     prompt, phases = reading.prompt, Phases(CLOCKED)
     target, drafter = process(reading.target), reading.drafter
-    if model.drafter is not None:
+    if model.drafter is not None and seat is None:
         target, drafter = clocked(target, drafter, phases)
     stop_ids = frozenset(model.loaded.eos_ids) | hidden_ids(model.processor, stop)
     stats = GenerationStats(phases=phases)
@@ -259,7 +263,7 @@ def _respond(
             kept_tokens=reading.num_kept,
         )
 
-    rounds = decode(
+    rounds = (decode if seat is None else seat.decode)(
         target,
         drafter,
         prompt,

@@ -5,6 +5,7 @@ Shapes:
 """
 
 from collections.abc import Sequence
+from itertools import cycle, islice
 
 import mlx.core as mx
 import numpy as np
@@ -26,6 +27,13 @@ def random_tokens(target: MlxVlmTarget, count: int, seed: int = 0) -> list[int]:
 
 def tree_of(topology: Topology, tokens: Sequence[int]) -> DraftTree:
     return DraftTree(topology, mx.array(tokens, dtype=mx.int32))
+
+
+def mixed_trees(target: MlxVlmTarget, count: int) -> list[DraftTree]:
+    """Return trees of several shapes, such as several texts may have in one pass."""
+    shapes = islice(cycle((TREE, Topology.chain(0), Topology.chain(4))), count)
+    drafts = [(shape, random_tokens(target, len(shape), seed)) for seed, shape in enumerate(shapes)]
+    return [tree_of(shape, tokens) for shape, tokens in drafts]
 
 
 def after(target: MlxVlmTarget, prompt: Prompt) -> SequenceCache:

@@ -25,7 +25,7 @@ LAYERS = (
     {"checkpoint", "processing"},
     {"convert"},
     {"registry"},
-    {"loading", "store", "transcript"},
+    {"batch", "loading", "store", "transcript"},
     {"generate", "measure"},
     {"session"},
     {"joint_law"},

@@ -14,8 +14,9 @@ Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from itertools import accumulate
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -28,6 +29,7 @@ from flash_mlx.targets.cache import SequenceCache
 from flash_mlx.targets.decoder import Decoder
 from flash_mlx.targets.families import Family
 from flash_mlx.targets.hooks import TreeHooks
+from flash_mlx.targets.joined import JoinedAttention, join_layers
 from flash_mlx.targets.quantized import few_rows
 from flash_mlx.targets.tree_kernel import TreeAttention
 from flash_mlx.tree import DraftTree, Topology
@@ -87,6 +89,7 @@ class MlxVlmTarget:
         # Windows and prefixes have masks that the kernel does not know.
         whole = not (family.sliding or family.prefix)
         self._attention = TreeAttention(self._decoder.stack) if whole else None
+        self._joined = JoinedAttention(self._decoder.stack) if whole else None
         if any(type(layer) is not KVCache for layer in self._decoder.make_layers()):
             raise ValueError(
                 f"The caches of a target must be able to drop rows; those of this "
@@ -168,6 +171,46 @@ class MlxVlmTarget:
         causal = topology.is_chain and not self.family.prefix
         hidden = self._read_chain(ids, cache) if causal else self._read_tree(tree, cache)
         return Output(self._verified(hidden), hidden)
+
+    @property
+    def joins(self) -> bool:
+        """Whether `verify_together` reads several texts in one pass."""
+        return self._joined is not None and self.supports_tree
+
+    def verify_together(self, trees: Sequence[DraftTree], caches: Sequence[Cache]) -> list[Output]:
+        """Read trees of several texts, each after its own committed rows, in one pass; lazy.
+
+        Args:
+            trees: [B], one a text.
+            caches: [B], all different.
+
+        Returns:
+            What `verify` returns of each, to rounding.
+
+        Raises:
+            ValueError: If this target reads one text at a time (see `joins`).
+        """
+        if self._joined is None or not self.joins:
+            raise ValueError(
+                f"A {self.family.model_type} target reads one text at a time; verify each alone."
+            )
+        own = [_own(cache) for cache in caches]
+        positions = []
+        for tree, cache in zip(trees, own, strict=True):
+            cache.open(tree.topology)
+            depth = mx.array(tree.topology.depth)
+            positions.append(depth + (cache.length + cache.rope_delta))
+        ids = mx.concatenate([tree.tokens for tree in trees])[None]
+        where, layers = mx.concatenate(positions), join_layers(trees, own)
+        more = {}
+        if self.family.mrope:
+            more["position_ids"] = mx.broadcast_to(where, (3, *ids.shape))
+        lengths = [cache.length for cache in own]
+        with self._hooks.active((), where[None], where), self._joined.active(trees, lengths):
+            hidden = self._decoder(ids, layers, **more)
+        logits, stops = self._verified(hidden), list(accumulate(map(len, trees)))
+        parts = zip(mx.split(logits, stops[:-1]), mx.split(hidden, stops[:-1]), strict=True)
+        return [Output(*each) for each in parts]
 
     def embed(self, tokens: mx.array) -> mx.array:
         """Return [R, D], the embeddings of ids [R] as the decoder layers receive them."""

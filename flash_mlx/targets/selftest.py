@@ -63,6 +63,28 @@ def check_target(target: MlxVlmTarget) -> bool:
         return False
 
 
+def check_joined(target: MlxVlmTarget) -> bool:
+    """Return whether a joined pass of two texts can be trusted: it says what their own passes say.
+
+    One of the texts is longer than the other, and has a tree; the other has a chain.
+    """
+    if not target.joins:
+        return False
+    prompt, right, wrong = _tokens(target.vocab_size)
+    prompts = prompt, Prompt((*wrong, *prompt.tokens))
+    trees = [
+        DraftTree(TREE, mx.array([*right, *wrong[:2]], dtype=mx.int32)),
+        DraftTree(Topology.chain(2), mx.array(wrong, dtype=mx.int32)),
+    ]
+    caches = [target.make_cache() for _ in prompts]
+    for each, cache in zip(prompts, caches, strict=True):
+        target.prefill(each, cache)
+    alone = [target.verify(tree, cache) for tree, cache in zip(trees, caches, strict=True)]
+    mx.eval([out.logits for out in alone])  # before the joined rows take the place of theirs
+    together = target.verify_together(trees, caches)
+    return all(_close(a.logits, b.logits) for a, b in zip(together, alone, strict=True))
+
+
 def _tree_agrees(
     target: MlxVlmTarget,
     cache: SequenceCache,

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import accumulate
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -71,6 +72,15 @@ class TappedTarget(MlxVlmTarget):
         """Read a tree; see MlxVlmTarget. Hidden is [N, W]."""
         with _taps(self._tapped) as taken:
             return self._widen(super().verify(tree, cache), taken)
+
+    def verify_together(self, trees: Sequence[DraftTree], caches: Sequence[Cache]) -> list[Output]:
+        """Read trees of several texts; see MlxVlmTarget. Hidden is [N, W] of each."""
+        with _taps(self._tapped) as taken:
+            outs = super().verify_together(trees, caches)
+            wide = self._join(taken, mx.concatenate([out.hidden for out in outs]))
+        stops = list(accumulate(map(len, trees)))
+        parts = zip(outs, mx.split(wide, stops[:-1]), strict=True)
+        return [Output(out.logits, part) for out, part in parts]
 
     def _widen(self, out: Output, taken: Taken) -> Output:
         return Output(out.logits, self._join(taken, out.hidden))

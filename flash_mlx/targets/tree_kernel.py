@@ -14,6 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import mlx.core as mx
@@ -31,8 +32,7 @@ class TreeAttention:
 
     def __init__(self, stack: nn.Module) -> None:
         """Find the modules that define the stack's layers."""
-        names = {type(module).__module__ for module in stack.modules()}
-        self._modules = [sys.modules[name] for name in names if NAME in vars(sys.modules[name])]
+        self._modules = attending_modules(stack)
 
     @contextmanager
     def active(self, tree: Topology, length: int) -> Iterator[None]:
@@ -54,6 +54,12 @@ class TreeAttention:
         finally:
             for module, original in zip(self._modules, before, strict=True):
                 vars(module)[NAME] = original
+
+
+def attending_modules(stack: nn.Module) -> list[ModuleType]:
+    """Return the Python modules of a stack's layers that know attention by its name."""
+    names = {type(module).__module__ for module in stack.modules()}
+    return [sys.modules[name] for name in names if NAME in vars(sys.modules[name])]
 
 
 def _attend(

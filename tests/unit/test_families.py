@@ -16,10 +16,11 @@ from flash_mlx.draft import FlashConfig, FlashDrafter, FlashModel
 from flash_mlx.processing import make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets import FAMILIES, LoadedTarget, MlxVlmTarget, anyres, load_target
+from flash_mlx.targets.selftest import check_joined
 from flash_mlx.targets.stock import stock_inputs
 from flash_mlx.tree import Topology
 from identity import ask, mlx_vlm_ids, run
-from passes import TREE, after, assert_same, one_by_one, paths, random_tokens, tree_of
+from passes import TREE, after, assert_same, mixed_trees, one_by_one, paths, random_tokens, tree_of
 from tiny import (
     BUILDERS,
     build_gemma3,
@@ -304,3 +305,29 @@ def test_grids_of_tiles_that_are_not_said_are_asked_for(tmp_path: Path) -> None:
     edit_json(folder, "config.json", image_grid_pinpoints=None)
     with pytest.raises(ValueError, match="image_grid_pinpoints"):
         make_prompt(load_target(folder), "What?", [random_image()])
+
+
+def test_a_joined_pass_says_what_each_pass_says(loaded: LoadedTarget) -> None:
+    target = loaded.target
+    fewest, most = loaded.family.num_images
+    prompts = [ask(loaded, count) for count in (0, 1, 2) if fewest <= count <= (most or 2)] * 2
+    trees = mixed_trees(target, len(prompts))
+    caches = [after(target, prompt) for prompt in prompts]
+    if not target.joins:
+        assert loaded.family.prefix or loaded.family.sliding or not target.supports_tree
+        assert not check_joined(target)
+        with pytest.raises(ValueError, match="one text at a time"):
+            target.verify_together(trees, caches)
+        return
+    assert check_joined(target)
+    alone = [target.verify(tree, cache) for tree, cache in zip(trees, caches, strict=True)]
+    mx.eval([out.logits for out in alone])  # before the joined rows take the place of theirs
+    for out, expected in zip(target.verify_together(trees, caches), alone, strict=True):
+        assert_same(out, expected)
+    for tree, cache, prompt in zip(trees, caches, prompts, strict=True):
+        rows, other = (0, 1)[: len(tree)], after(target, prompt)
+        target.verify(tree, other)
+        for each in (cache, other):
+            each.commit(rows)
+        token = tree_of(Topology.chain(0), [7])
+        assert_same(target.verify(token, cache), target.verify(token, other))
