@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from flash_mlx.bench import pacing
 from flash_mlx.cost import FIRST_GAP, PRIOR, RISK, Costs, Pace, Rate
 
 # Cost of a pass over m rows of a 4-bit model, relative to one row, as users of MLX measured it: the
@@ -49,21 +50,7 @@ def texts(reliability: float) -> list[list[int]]:
 
 
 def replay(accepted: list[int], costs: Costs, belief: float = PRIOR) -> tuple[float, list[int]]:
-    """Return the speed-up over plain decoding, by these costs, and the depths chosen."""
-    pace, place, spent, depths = Pace.begin(costs, belief).settled(), 0, 0.0, []
-    while place < len(accepted):
-        if pace.wait:
-            pace, place, spent = pace.parked(1), place + 1, spent + 1
-            depths.append(0)
-            continue
-        depth = pace.reach(DEPTH)
-        hits = min(depth, accepted[place])
-        tried = range(min(depth, hits + 1))
-        outcomes = {("draft", slot): [(PRIOR, slot < hits)] for slot in tried}
-        spent += costs.round(1 + depth) + costs.draft(depth)
-        pace, place = pace.after(1 + hits, 1 + depth, depth, outcomes), place + 1 + hits
-        depths.append(depth)
-    return place / spent, depths
+    return pacing.replay(accepted, costs, DEPTH, belief)
 
 
 @pytest.mark.parametrize("reliability", [1.0, 0.8, 0.5, 0.2, 0.0])

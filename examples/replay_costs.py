@@ -1,0 +1,87 @@
+"""How much would be drafted, and what would it bring, where rounds cost what they cost on Macs?
+
+    python replay_costs.py --limit 4
+
+A target answers about pictures, plainly and greedily, and its drafter's drafts after each token are
+recorded once. Then `cost.Pace` is run over the recording at published costs of 4-bit weights by
+rows (`flash_mlx.bench.macs`): projected, for nothing here ran on a Mac. A useless drafter, none of
+whose drafts is ever right, is paced too, once as if its training had said that it is good.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections import Counter
+
+from flash_mlx import load
+from flash_mlx.bench.macs import CURVES
+from flash_mlx.bench.pacing import record, replay
+from flash_mlx.cost import PRIOR, Costs
+from flash_mlx.decode import NoDrafter
+from flash_mlx.loading import demo_pictures
+from flash_mlx.processing import make_prompt
+from flash_mlx.verify import greedy_text
+
+PROMPT = "Describe the image in detail."
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--draft-model", default="auto")
+    parser.add_argument("--image", nargs="+", help="pictures; default: the bundled ones")
+    parser.add_argument("--limit", type=int, default=4)
+    parser.add_argument("--max-tokens", type=int, default=128)
+    parser.add_argument(
+        "--draft-cost",
+        type=float,
+        nargs=2,
+        default=(0.1, 0.15),
+        metavar=("ONE", "ALL"),
+        help="of drafting one token and a whole block, in plain tokens",
+    )
+    args = parser.parse_args()
+    model = load(args.model, args.draft_model, drafting="fixed")
+    if model.drafter is None or model.draft_kind == "ngram":
+        parser.error("--draft-model must have weights.")
+    good = []
+    for file in (args.image or list(map(str, demo_pictures())))[: args.limit]:
+        prompt = make_prompt(model.loaded, PROMPT, [file])
+        stop_ids = model.loaded.eos_ids
+        text = greedy_text(model.target, NoDrafter(), prompt, args.max_tokens, stop_ids).tokens
+        good.append(record(model.target, model.drafter, prompt, text))
+    useless = [[0] * len(text) for text in good]
+    block_size = max(map(max, good))
+    depths_and_costs = tuple(zip((1, max(2, block_size)), args.draft_cost, strict=True))
+    config = getattr(getattr(model.drafter, "model", None), "config", None)
+    known = max(PRIOR, getattr(config, "expected_acceptance", PRIOR))
+    right = statistics.mean(count for text in good for count in text)
+    print(
+        f"{len(good)} texts of {model.name}, drafter {model.draft_name}; of {block_size} drafts "
+        f"after a token {right:.2f} are right"
+    )
+    print(f"{'costs of':22}{'drafter':18}{'median':>6}{'worst':>7}  drafts of a round: share")
+    for curve in CURVES:
+        plain, rounds = curve.times[0][1], curve.times
+        drafts = tuple((depth, cost * plain) for depth, cost in depths_and_costs)
+        costs = Costs(plain, rounds, drafts)
+        for name, texts, belief in (
+            ("recorded", good, known),
+            ("useless", useless, PRIOR),
+            ("useless, believed", useless, known),
+        ):
+            results = [replay(text, costs, block_size, belief) for text in texts]
+            speedups = [speedup for speedup, _ in results]
+            depths = Counter(depth for _, each in results for depth in each)
+            shares = ", ".join(
+                f"{depth}: {count / depths.total():.0%}" for depth, count in depths.most_common(4)
+            )
+            print(
+                f"{curve.name:22}{name:18}{statistics.median(speedups):6.2f}"
+                f"{min(speedups):7.2f}  {shares}"
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What pacing makes of recorded drafts where rounds cost something else: arithmetic, no model runs.
+
+A recording says, for each token of a text, how many of the drafts for what follows it are right. At
+temperature 0 that does not depend on what is drafted, so any cost curve can be put under it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from flash_mlx.cost import PRIOR, Costs, Pace
+from flash_mlx.decode import Drafter, Target
+from flash_mlx.draft.sources import Outcomes
+from flash_mlx.measure import read_answer
+from flash_mlx.prompt import Prompt
+from flash_mlx.sampling import Sampler
+from flash_mlx.tree import DraftTree
+
+
+def record(
+    target: Target, drafter: Drafter[Any], prompt: Prompt, answer: Sequence[int]
+) -> list[int]:
+    """Return how many drafts after each token of a greedy answer are right, but for its last one.
+
+    Args:
+        target: Reads the answer.
+        drafter: Drafts what it always does, unpaced.
+        prompt: What is answered.
+        answer: Ids.
+    """
+    cache = target.make_cache()
+    prefilled = target.prefill(prompt, cache)
+    hidden = read_answer(target, prompt, answer).hidden
+    state = drafter.prefill(prompt, prefilled.hidden, answer[0])
+    counts: list[int] = []
+    for place in range(1, len(answer)):
+        tree = drafter.draft(answer[place - 1], state, Sampler(), mx.random.key(0))
+        counts.append(num_right(tree, answer[place:]))
+        state = drafter.extend(hidden[place : place + 1], (answer[place],), state)
+    return counts
+
+
+def num_right(tree: DraftTree, follows: Sequence[int]) -> int:
+    """Return how many drafts of a tree a text goes on with."""
+    tokens: Any = tree.tokens.tolist()
+    row = 0
+    for count, token in enumerate(follows):
+        found = [child for child in tree.topology.children[row] if tokens[child] == token]
+        if not found:
+            return count
+        row = found[0]
+    return len(follows)
+
+
+def replay(
+    accepted: Sequence[int], costs: Costs, block_size: int, belief: float = PRIOR
+) -> tuple[float, list[int]]:
+    """Return the speed-up over plain decoding, by these costs, and the depth of each round.
+
+    Args:
+        accepted: From `record`.
+        costs: Of rounds and drafts.
+        block_size: Most that is drafted in a round.
+        belief: See `Pace`.
+    """
+    pace, place, spent, depths = Pace.begin(costs, belief).settled(), 0, 0.0, []
+    while place < len(accepted):
+        if pace.wait:
+            pace, place, spent = pace.parked(1), place + 1, spent + 1
+            depths.append(0)
+            continue
+        depth = pace.reach(block_size)
+        hits = min(depth, accepted[place])
+        tried = range(min(depth, hits + 1))
+        outcomes: Outcomes = {("draft", slot): [(PRIOR, slot < hits)] for slot in tried}
+        spent += costs.round(1 + depth) + costs.draft(depth)
+        pace, place = pace.after(1 + hits, 1 + depth, depth, outcomes), place + 1 + hits
+        depths.append(depth)
+    return place / spent, depths
