@@ -240,8 +240,8 @@ def latent_pool_fits(queries: mx.array, rows: mx.array) -> str | None:
         return "queries [M, D] and rows [N, D]"
     if queries.dtype != rows.dtype:
         return "queries and rows of one type"
-    if queries.shape[0] > MAX_LATENTS:
-        return f"at most {MAX_LATENTS} latents"
+    if not 1 <= queries.shape[0] <= MAX_LATENTS:
+        return f"1 to {MAX_LATENTS} latents"
     if rows.shape[1] % 8 or rows.shape[0] < 8:
         return "a hidden size that is a multiple of 8, and at least 8 rows"
     return None

@@ -100,13 +100,22 @@ HEADS = [
 ]
 
 
-def tied_head() -> tuple[Any, ...]:
-    """Every token three times, in other tiles, so that all logits are tied."""
-    x, *head = quantized(3, 192, 128, 64, 4, mx.float32)
-    return x, *(mx.concatenate([part] * 3) for part in head[:3]), *head[3:], 7
+def tied_head(apart: int, copies: int, keep: int) -> tuple[Any, ...]:
+    """Every token several times, so that all logits are tied."""
+    x, *head = quantized(2, apart, 128, 64, 4, mx.float32)
+    return x, *(mx.concatenate([part] * copies) for part in head[:3]), *head[3:], keep
 
 
-HEADS.append(Case("lmhead_topk-ties", LMHEAD_TOPK, tied_head))
+# Equal tokens are one lane's of one tile (64), another lane's (72), those of other tiles (192), or
+# so far apart that one lane of the second kernel meets both (8 tiles of 32 kept tokens).
+HEADS += [
+    Case(
+        f"lmhead_topk-ties{apart}",
+        LMHEAD_TOPK,
+        lambda apart=apart, copies=copies, keep=keep: tied_head(apart, copies, keep),
+    )
+    for apart, copies, keep in ((64, 3, 7), (72, 3, 7), (192, 3, 7), (2048, 2, 32))
+]
 
 
 def tree_arguments(

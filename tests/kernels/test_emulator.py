@@ -15,6 +15,7 @@ from emulator import (
     check_language,
     generate,
     mlx_text,
+    why_not,
 )
 from emulator.compiler import CompileError
 
@@ -103,6 +104,11 @@ def test_a_private_array_that_is_left_is_noticed(emulator: Emulator) -> None:
     """
     with pytest.raises(EmulationError, match="undefined behaviour"):
         mirror(Emulator(traps=True), source)
+
+
+def test_without_a_compiler_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    assert "needs g++ 12" in str(why_not())
 
 
 def test_a_threadgroup_has_at_most_1024_threads(emulator: Emulator) -> None:

@@ -22,7 +22,7 @@ PRODUCT, PLAIN_PRODUCT = (
     "verify_qmm-2x64x256-g64-b4-float32",
 )
 GROUPS = "verify_qmm-8x100x384-g32-b8-float32"
-HEAD, TIES = "lmhead_topk-11x600x256-g32-b8-top10-float32", "lmhead_topk-ties"
+HEAD, TIES = "lmhead_topk-11x600x256-g32-b8-top10-float32", "lmhead_topk-ties192"
 POOL, TREE = "latent_pool-5x33x72-float32", "tree_attention-7h1x80-300keys-9rows-float32"
 FULL = "tree_attention-2h2x96-70keys-64rows-float32"
 VIEW = "tree_attention-4h2x64-77keys-5rows-float32"
@@ -60,6 +60,27 @@ FAULTS = {
         "p < splits - 1; ++p) {\n    const",
     ),
     "tied tokens forgotten": (TIES, "(v == last && id > last_id)", "false"),
+    "ties to the highest id of other tiles": (
+        "lmhead_topk-ties2048",
+        "(v == best && id < best_id)",
+        "(v == best && id > best_id)",
+    ),
+    "ties to a lane's last token": (
+        "lmhead_topk-ties64",
+        "if (logit[i][b] > best)",
+        "if (logit[i][b] >= best)",
+    ),
+    "ties to the last lane": (
+        "lmhead_topk-ties72",
+        "simd_min(best == winner ? tile * 256 + block * 32 + int(lane) : 0x7fffffff)",
+        "simd_max(best == winner ? tile * 256 + block * 32 + int(lane) : -1)",
+    ),
+    "the youngest sibling that holds": (
+        WALK,
+        "if (holds[child] && parent[child] == row) {",
+        "if (holds[child] && (parent[child] == row || (row && parent[child] == parent[row]))) {",
+    ),
+    "a scale in place of a bias": (GROUPS, "float(biases[group])", "float(scales[group])"),
     "positions that do not advance": (SLOT, "float(old + row)", "float(old)"),
     "a slot that does not see itself": (SLOT, "row > s + R - SLOTS", "row >= s + R - SLOTS"),
     "an accumulator not cleared": (

@@ -21,7 +21,7 @@ from cases import (
 )
 from emulator import Emulator
 from flash_mlx.kernels.accept_tree import ACCEPT_TREE
-from flash_mlx.kernels.dispatch import Kernel
+from flash_mlx.kernels.dispatch import Kernel, run
 from flash_mlx.kernels.latent_pool import LATENT_POOL, latent_pool_kernel
 from flash_mlx.kernels.lmhead_topk import LMHEAD_TOPK, lmhead_topk, most_likely
 from flash_mlx.kernels.slot_attention import SLOT_ATTENTION
@@ -156,6 +156,27 @@ def test_no_kernel_leaves_its_private_arrays(
         case = next(case for case in CASES if case.kernel is kernel)
         list(kernel.launch(*case.make()))
     assert len({launched.kernel.name for launched in trapping.launches}) == 9
+
+
+def test_what_is_outside_the_guard_is_left_to_the_definition(forced: Emulator) -> None:
+    """No row, one row too many: MLX's operations compute, and nothing is launched."""
+    x, *head = quantized(17, 40, 128, 64, 4, mx.float32)
+    calls: list[tuple[Kernel, tuple[Any, ...]]] = [
+        (VERIFY_QMM, (x, *head)),
+        (LMHEAD_TOPK, (x, *head, 3)),
+        (ACCEPT_TREE, walk_arguments(65, greedy=False)),
+        (LATENT_POOL, pool_arguments(65, 40, 64, mx.float32)),
+    ]
+    for kernel, arguments in calls:
+        assert kernel.fits(*arguments) is not None
+        found, expected = run(kernel, *arguments), kernel.ops(*arguments)
+        assert all(mx.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    # A tree of more rows has no masks of 64 bits to begin with (`targets.tree_kernel` asks).
+    tree = tree_arguments(4, 2, 64, 80, 5, mx.float32)
+    for kernel, (first, *rest) in [*calls, (TREE_ATTENTION, tree)]:
+        none = first[:, :0] if kernel is TREE_ATTENTION else first[:0]
+        assert kernel.fits(none, *rest) is not None
+    assert forced.launches == []
 
 
 def spoil(array: mx.array, value: float) -> mx.array:
