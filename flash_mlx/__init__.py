@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from flash_mlx.session import Session
     from flash_mlx.stats import GenerationStats
     from flash_mlx.tree import DraftTree, Topology
+    from flash_mlx.video import Video
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ _HOMES = {
     "Prompt": "prompt",
     "DraftTree": "tree",
     "Topology": "tree",
+    "Video": "video",
 }
 
 __all__ = [
@@ -67,6 +69,7 @@ __all__ = [
     "Session",
     "Target",
     "Topology",
+    "Video",
     "caption",
     "generate",
     "load",

@@ -23,12 +23,13 @@ from flash_mlx.decode import NoDrafter, Target, decode
 from flash_mlx.loading import Model, load, untapped, with_drafter
 from flash_mlx.penalties import CONTEXT_SIZE, make_penalties
 from flash_mlx.processed import LogitsProcessor, processed
-from flash_mlx.processing import ImageSource, make_prompt
+from flash_mlx.processing import Media, make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler, make_sampler
 from flash_mlx.stats import GenerationStats, Phases, clocked
 from flash_mlx.store import Reading, TextStore
 from flash_mlx.transcript import Transcript, check_stop_strings, hidden_ids
+from flash_mlx.video import Frames, Video
 
 __all__ = [
     "GenerationResponse",
@@ -92,7 +93,7 @@ class GenerationResponse:
 def stream_generate(
     model: Model,
     prompt: str | Prompt,
-    image: ImageSource | Sequence[ImageSource] | None = None,
+    image: Media | Sequence[Media] | None = None,
     *,
     system: str | None = None,
     max_tokens: int = DEFAULT_MAX_TOKENS,
@@ -118,7 +119,7 @@ def stream_generate(
     Args:
         model: From `load`.
         prompt: What the user says; or a prompt from `make_prompt`, which holds all else already.
-        image: One picture or several: files, their bytes, or PIL images.
+        image: One picture or several: files, their bytes, or PIL images; and videos (`Video`).
         system: A message before the conversation.
         max_tokens: Most tokens to generate.
         temperature: 0 takes the most likely token. None, here and below: what the checkpoint's
@@ -183,7 +184,7 @@ def stream_generate(
 def generate(
     model: Model,
     prompt: str | Prompt,
-    image: ImageSource | Sequence[ImageSource] | None = None,
+    image: Media | Sequence[Media] | None = None,
     **settings: Any,
 ) -> GenerationResponse:
     """Answer at once; the arguments and errors are those of `stream_generate`.
@@ -216,12 +217,12 @@ def _require_whole(name: str, value: object, least: int) -> None:
         raise ValueError(f"{name} must be a whole number, {least} or more; got {value!r}.")
 
 
-def as_pictures(image: ImageSource | Sequence[ImageSource] | None) -> Sequence[ImageSource]:
+def as_pictures(image: Media | Sequence[Media] | None) -> Sequence[Media]:
     """Return no picture, one or several as a list."""
     if image is None:
         return ()
-    single = isinstance(image, str | bytes | os.PathLike | Image.Image)
-    return [cast(ImageSource, image)] if single else cast(Sequence[ImageSource], image)
+    single = isinstance(image, str | bytes | os.PathLike | Image.Image | Video | Frames)
+    return [cast(Media, image)] if single else cast(Sequence[Media], image)
 
 
 def _respond(
@@ -242,7 +243,7 @@ def _respond(
     stop_ids = frozenset(model.loaded.eos_ids) | hidden_ids(model.processor, stop)
     stats = GenerationStats(phases=phases)
     transcript = Transcript(model.processor, stop_ids, stop)
-    latents = model.num_latents(len(prompt.image_spans))
+    latents = model.num_latents(prompt)
 
     def response(
         text: str,

@@ -17,6 +17,7 @@ from flash_mlx.draft.adaptive import paced, unpaced
 from flash_mlx.draft.kinds import kind_of
 from flash_mlx.draft.stepwise import StepwiseDrafter
 from flash_mlx.hub import resolve_path
+from flash_mlx.prompt import Prompt
 from flash_mlx.targets import LoadedTarget, load_target
 from flash_mlx.targets.scratch import scratch_cache
 from flash_mlx.targets.taps import TappedTarget
@@ -79,19 +80,20 @@ class Model:
             return num_bytes(drafter.model)
         return 0
 
-    def num_latents(self, num_images: int) -> int:
-        """Latents that the drafter reads in place of the visual tokens of `num_images` images."""
-        return num_latents(self.drafter, num_images)
+    def num_latents(self, prompt: Prompt) -> int:
+        """Latents that the drafter reads in place of a prompt's visual tokens."""
+        return num_latents(self.drafter, prompt)
 
 
-def num_latents(drafter: Drafter[Any] | None, num_images: int) -> int:
-    """Return the rows that a drafter reads in place of the visual ones of `num_images` images."""
+def num_latents(drafter: Drafter[Any] | None, prompt: Prompt) -> int:
+    """Return the rows that a drafter reads in place of a prompt's visual ones."""
     drafter = unpaced(drafter)
     if isinstance(drafter, StepwiseDrafter):
-        return num_images * max(0, drafter.model.config.num_queries - 1)
+        return len(prompt.image_spans) * max(0, drafter.model.config.num_queries - 1)
     if not isinstance(drafter, FlashDrafter):
         return 0
-    return num_images * drafter.model.config.num_latents
+    config = drafter.model.config
+    return len(prompt.merged_spans(config.video_groups)) * config.num_latents
 
 
 def load(

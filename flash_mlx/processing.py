@@ -9,7 +9,7 @@ Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -17,15 +17,26 @@ import numpy as np
 from PIL import Image
 
 from flash_mlx.images import ImageSource, load_image
-from flash_mlx.messages import Message, digest, write
+from flash_mlx.messages import (
+    Media,
+    Message,
+    OpenMessage,
+    Shown,
+    digests_of,
+    frames,
+    video_ranges,
+    write,
+)
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets import LoadedTarget
 from flash_mlx.targets.quiet import quiet
 from flash_mlx.targets.rows import Inputs, Read
+from flash_mlx.video import Frames
 
 __all__ = [
     "Detokenizer",
     "ImageSource",
+    "Media",
     "image_spans",
     "load_image",
     "make_chat_prompt",
@@ -42,7 +53,7 @@ REPLACEMENT = "\ufffd"
 def make_prompt(
     loaded: LoadedTarget,
     text: str,
-    images: Sequence[ImageSource] = (),
+    images: Sequence[Media] = (),
     system: str | None = None,
     *,
     digests: bool = False,
@@ -52,7 +63,8 @@ def make_prompt(
     Args:
         loaded: Target whose template and processor to use.
         text: What the user says. Images come before it, or where the template puts them.
-        images: Pictures, in order.
+        images: Pictures and videos, in order. Where the family does not read videos, their
+            frames are pictures.
         system: System message; None leaves it to the template.
         digests: Whether to tell the images' contents apart (`Prompt.image_digests`).
 
@@ -79,25 +91,33 @@ def make_chat_prompt(
         messages: What was said, in order.
         digests: See `make_prompt`; so are the errors.
     """
-    system = next((each.text for each in messages if each.role == "system"), None)
-    _check_images(loaded, sum(len(each.images) for each in messages), system)
     for message in messages:
         _check_text(loaded, message.text)
-    pictures = [load_image(image) for message in messages for image in message.images]
+    native = loaded.family.video_token is not None
+    opened = [OpenMessage.of(message, native=native) for message in messages]
+    pictures = [each for message in opened for each in message.pictures]
+    shown = [each for message in opened for each in message.shown]
+    given: Sequence[Shown] = shown if native else pictures
+    system = next((each.text for each in messages if each.role == "system"), None)
+    _check_images(loaded, len(given), system)
     for number, picture in enumerate(pictures, start=1):
         _check_shape(picture, number)
-    written = write(loaded, messages)
-    tokens, inputs = _process(loaded, written, pictures)
-    if pictures and loaded.family.placed is not None:
+    tokens, inputs = _process(loaded, write(loaded, opened), given)
+    if shown and loaded.family.placed is not None:
         tokens = _expand(loaded, tokens, inputs)
-    spans = _find_spans(loaded, tokens, inputs, len(pictures))
-    if pictures and loaded.family.prepare is not None:
+    rows = _rows(loaded, tokens, inputs, given)
+    spans = image_spans(
+        tokens, loaded.visual_ids, [each for part in rows for each in part], loaded.family.marks
+    )
+    if shown and loaded.family.prepare is not None:
         inputs = dict(loaded.family.prepare(loaded.config, inputs))
+    counts = [len(part) for part in rows] if native else [len(each) for each in map(frames, shown)]
     prompt = Prompt(
         tokens=tokens,
         image_spans=spans,
-        inputs=inputs if pictures else {},
-        image_digests=tuple(map(digest, pictures)) if digests else (),
+        inputs=inputs if shown else {},
+        image_digests=digests_of(shown, counts) if digests else (),
+        videos=video_ranges(shown, counts),
     )
     prompt.require_fits(loaded.target.max_context)
     return prompt
@@ -105,7 +125,7 @@ def make_chat_prompt(
 
 def image_spans(
     tokens: Sequence[int],
-    image_token_id: int,
+    visual_ids: Collection[int],
     rows_per_image: Sequence[int],
     marks: bool = False,
 ) -> tuple[tuple[int, int], ...]:
@@ -113,7 +133,7 @@ def image_spans(
 
     Args:
         tokens: [T] ids with placeholders expanded.
-        image_token_id: Id of a visual row.
+        visual_ids: Ids of visual rows.
         rows_per_image: [I] visual rows of each image.
         marks: Whether other rows may stand between the visual rows of an image, and belong to it.
 
@@ -124,7 +144,7 @@ def image_spans(
         ValueError: If the visual rows are not those of the images, each in one piece.
     """
     spans: list[tuple[int, int]] = []
-    visual = [row for row, token in enumerate(tokens) if token == image_token_id]
+    visual = [row for row, token in enumerate(tokens) if token in visual_ids]
     if len(visual) == sum(rows_per_image) and all(rows_per_image):
         done = 0
         for rows in rows_per_image:
@@ -223,22 +243,32 @@ def _check_shape(picture: Image.Image, number: int) -> None:
 
 
 def _process(
-    loaded: LoadedTarget, written: str, pictures: list[Image.Image]
+    loaded: LoadedTarget, written: str, shown: Sequence[Shown]
 ) -> tuple[tuple[int, ...], dict[str, mx.array]]:
     """Return the ids [T] of a written prompt, and the processor's other arrays."""
     options: dict[str, Any] = {}
-    if pictures and loaded.max_pixels is not None:
-        options["max_pixels"] = loaded.max_pixels
     tokenizer = loaded.processor.tokenizer
     bos, first = tokenizer.bos_token, tokenizer([""])["input_ids"][0][:1]
     # LLaVA's processor does not take the option, so it is only given where it changes something.
     if bos and written.startswith(bos) and list(first) == [tokenizer.bos_token_id]:
         options["add_special_tokens"] = False  # the template has written it already
+    videos = [each for each in shown if isinstance(each, Frames)]
+    pictures = [each for each in shown if not isinstance(each, Frames)]
+    if pictures:
+        options["images"] = pictures
+        if loaded.max_pixels is not None:
+            options["max_pixels"] = loaded.max_pixels
+    if videos:
+        options["videos"] = [list(each.pictures) for each in videos]
+    if videos and loaded.family.timed:
+        options["video_metadata"] = [
+            {"frames_indices": each.numbers, "fps": each.rate} for each in videos
+        ]
     try:
         with quiet():
             arrays = (
-                loaded.processor(text=[written], images=pictures, **options)
-                if pictures
+                loaded.processor(text=[written], **options)
+                if shown
                 else loaded.processor.tokenizer([written], **options)
             )
     except (ValueError, TypeError, KeyError, IndexError, OSError) as error:
@@ -249,6 +279,8 @@ def _process(
         for name, value in arrays.items()
         if name not in NOT_FOR_THE_MODEL and isinstance(value, mx.array | np.ndarray | int)
     }
+    if videos:
+        inputs["video_fps"] = mx.array([each.fps for each in videos])
     return tokens, inputs
 
 
@@ -263,15 +295,22 @@ def _expand(loaded: LoadedTarget, tokens: tuple[int, ...], inputs: Inputs) -> tu
     return tuple(expanded)
 
 
-def _find_spans(
-    loaded: LoadedTarget, tokens: tuple[int, ...], inputs: Inputs, num_images: int
-) -> tuple[tuple[int, int], ...]:
-    family, image = loaded.family, loaded.image_token_id
-    read = Read(loaded.config, inputs, tokens, image, loaded.processor)
-    rows = family.rows_per_image(read) if num_images else ()
-    if len(rows) != num_images:
+def _rows(
+    loaded: LoadedTarget, tokens: tuple[int, ...], inputs: Inputs, shown: Sequence[Shown]
+) -> list[tuple[int, ...]]:
+    """Return the visual rows of what is shown: one number a picture, one each frame of a video."""
+    family = loaded.family
+    read = Read(loaded.config, inputs, tokens, loaded.image_token_id, loaded.processor)
+    num_videos = sum(isinstance(each, Frames) for each in shown)
+    num_pictures = len(shown) - num_videos
+    pictures = family.rows_per_image(read) if num_pictures else ()
+    videos = family.frame_rows(read) if family.frame_rows is not None and num_videos else ()
+    if (len(pictures), len(videos)) != (num_pictures, num_videos):
         raise ValueError(
-            f"The processor must return one entry an image; it returned {len(rows)} for "
-            f"{num_images}."
+            f"The processor must return one entry an image; it returned {len(pictures)} for "
+            f"{num_pictures}, and {len(videos)} for {num_videos} videos."
         )
-    return image_spans(tokens, image, rows, family.marks)
+    each_picture, each_video = iter(pictures), iter(videos)
+    return [
+        next(each_video) if isinstance(each, Frames) else (next(each_picture),) for each in shown
+    ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import mlx.core as mx
 
@@ -19,10 +20,12 @@ class Prompt:
     Attributes:
         tokens: [T] ids on the host; an image's placeholder is repeated once for each of its rows.
         image_spans: Half-open row range `(start, stop)` of each image's visual tokens, in order.
-            Two images may touch; their ranges stay separate.
+            Two images may touch; their ranges stay separate. Each frame of a video (or frames that
+            the target sees as one) counts as an image.
         inputs: The processor's arrays besides the ids (`pixel_values`, `image_grid_thw`,
             `attention_mask`, ...); empty for text.
         image_digests: What tells the content of each image from others; empty if nobody asked.
+        videos: Half-open range in `image_spans` of each video's frames, in order.
 
     Raises:
         ValueError: If there is no token, or a span is empty, out of order or out of the prompt.
@@ -32,6 +35,7 @@ class Prompt:
     image_spans: tuple[tuple[int, int], ...] = ()
     inputs: Mapping[str, mx.array] = field(default_factory=dict)
     image_digests: tuple[str, ...] = ()
+    videos: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         """Check that there is something to read and that the spans lie in it, in order."""
@@ -62,6 +66,26 @@ class Prompt:
                 f"{len(self)}, {self.num_visual_tokens} of them from images. Shorten it or use "
                 "smaller images."
             )
+
+    def merged_spans(self, most: int) -> tuple[tuple[int, int], ...]:
+        """Return `image_spans` with neighbouring frames of a video joined.
+
+        Rows between two frames that are joined belong to the new span.
+
+        Args:
+            most: Spans of one video at most; 0 joins none.
+        """
+        if not most:
+            return self.image_spans
+        spans: list[tuple[int, int]] = []
+        done = 0
+        for first, stop in self.videos:
+            spans += self.image_spans[done:first]
+            frames, done = self.image_spans[first:stop], stop
+            groups = min(most, len(frames))
+            bounds = [len(frames) * group // groups for group in range(groups + 1)]
+            spans += [(frames[start][0], frames[end - 1][1]) for start, end in pairwise(bounds)]
+        return (*spans, *self.image_spans[done:])
 
     @property
     def num_visual_tokens(self) -> int:

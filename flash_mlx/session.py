@@ -15,10 +15,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from flash_mlx.generate import GenerationResponse, as_pictures, join, stream_generate
-from flash_mlx.images import load_image
 from flash_mlx.loading import Model
-from flash_mlx.messages import Message
-from flash_mlx.processing import ImageSource, make_chat_prompt
+from flash_mlx.messages import Message, opened
+from flash_mlx.processing import Media, make_chat_prompt
 from flash_mlx.store import TextStore
 
 
@@ -56,7 +55,7 @@ class Session:
     def stream(
         self,
         text: str,
-        image: ImageSource | Sequence[ImageSource] | None = None,
+        image: Media | Sequence[Media] | None = None,
         **settings: Any,
     ) -> Iterator[GenerationResponse]:
         """Answer the next turn piece by piece.
@@ -66,14 +65,16 @@ class Session:
 
         Args:
             text: What the user says.
-            image: Pictures that come with it; those of earlier turns need not be repeated.
+            image: Pictures and videos that come with it; those of earlier turns need not be
+                repeated.
             settings: As `stream_generate` takes them, but for `system` and `store`.
 
         Raises:
             OSError: An image cannot be opened.
             ValueError: As `stream_generate`, or the conversation no longer fits in the context.
         """
-        pictures = tuple(load_image(each) for each in as_pictures(image))
+        native = self.model.loaded.family.video_token is not None
+        pictures = tuple(opened(each, native=native) for each in as_pictures(image))
         turn = (*self.messages, Message("user", text, pictures))
         prompt = make_chat_prompt(self.model.loaded, turn, digests=True)
         responses = stream_generate(self.model, prompt, store=self.store, **settings)
@@ -82,7 +83,7 @@ class Session:
     def ask(
         self,
         text: str,
-        image: ImageSource | Sequence[ImageSource] | None = None,
+        image: Media | Sequence[Media] | None = None,
         **settings: Any,
     ) -> GenerationResponse:
         """Answer the next turn at once; arguments and errors are those of `stream`."""

@@ -186,7 +186,7 @@ def held_out_loss(
         names = ("pixels", "classes", "kept")
         shown = {name: np.roll(getattr(batch, name), shift, axis=0) for name in names}
         if backwards:
-            shown = {name: value[:, ::-1] for name, value in shown.items()}
+            shown = {name: value[:, ::-1].copy() for name, value in shown.items()}
         inputs = as_inputs(replace(batch, **shown), args.visual, model.table.shape[1], noisy=False)
         losses.append(loss_of(model, args.visual, between_pictures(course.chat), inputs).item())
     return round(float(np.mean(losses)), 4)

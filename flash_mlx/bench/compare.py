@@ -105,6 +105,7 @@ class _Contest:
         self.samples: dict[str, list[Sample]] = {name: [] for name in self.contenders}
         self.divergences: dict[str, dict[str, Any]] = {}
         self.phases = {name: Phases() for name in self.contenders}
+        self.latents = dict.fromkeys(self.contenders, 0)
         self._order = np.random.default_rng(settings.seed)
         self._bits, self._tokens = 0.0, 0
 
@@ -128,6 +129,8 @@ class _Contest:
         if PLAIN in self.errors:
             return ""
         self.asked.append(asked)
+        for contender, drafter in self.contenders.items():
+            self.latents[contender] += num_latents(drafter, prompt)
         plain = tuple(each[PLAIN] for each in rounds)
         for name in self._standing():
             sample = Sample(asked, tuple(each[name] for each in rounds), plain)
@@ -144,12 +147,12 @@ class _Contest:
     def rows(self) -> list[dict[str, Any]]:
         """Return a row for each contender."""
         rows = []
-        for name, drafter in self.contenders.items():
+        for name in self.contenders:
             row: dict[str, Any] = {"drafter": name, "temperature": self.settings.temperature}
             row["error"] = self.errors.get(name, self.errors.get(PLAIN))
             if row["error"] is None:
                 row |= figures(self.samples[name])
-                row["latents"] = self._latents(drafter)
+                row["latents"] = self.latents[name] / len(self.asked)
                 row["first_divergence"] = self.divergences.get(name)
                 row |= self.phases[name].per_round()
             if name == PLAIN and PLAIN not in self.errors:
@@ -178,11 +181,6 @@ class _Contest:
                 phases = self.phases[name]
                 with _noting(self.errors, name):
                     clock(self.loaded, drafter, prompt, self.settings, seed, phases)
-
-    def _latents(self, drafter: Drafter[Any] | None) -> float:
-        """Return the rows that the drafter reads in place of the visual ones, a prompt."""
-        total = sum(num_latents(drafter, each.images) for each in self.asked)
-        return total / len(self.asked)
 
     def _note_divergence(self, name: str, prompt: Prompt, sample: Sample) -> None:
         """Keep where ids first differ, and how close the target's logits of the two ids are."""

@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from PIL import Image
 
 from flash_mlx.caption.listing import Item
 from flash_mlx.generate import Model, join, stream_generate
-from flash_mlx.images import ImageSource
+from flash_mlx.messages import Media, opened
 from flash_mlx.processing import make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets import LoadedTarget
-from flash_mlx.video import FPS, MAX_FRAMES, VIDEOS, load_video
+from flash_mlx.video import FPS, MAX_FRAMES, VIDEOS, Video
 
 AHEAD = 2  # pictures that are prepared while one is described
 
@@ -85,7 +84,7 @@ def describe(
     """Describe pictures in order; the arguments and errors are those of `Job.run`."""
     # A tokenizer may not encode in one thread while it decodes in another.
     loaded = replace(model.loaded, processor=copy.deepcopy(model.processor))
-    prepare = partial(_prepare, loaded, system, partial(load_video, fps=fps, max_frames=max_frames))
+    prepare = partial(_prepare, loaded, system, partial(Video, fps=fps, max_frames=max_frames))
     left = iter(items)
     with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
         ready: deque[Future[_Ready]] = deque()
@@ -112,7 +111,7 @@ class _Ready:
 def _prepare(
     loaded: LoadedTarget,
     system: str | None,
-    read_video: Callable[[Path], list[Image.Image]],
+    open_video: Callable[[Path], Video],
     item: Item,
 ) -> _Ready:
     sha256 = None
@@ -121,11 +120,11 @@ def _prepare(
             return _Ready(item, None, None, item.error)
         if not item.file.is_file():
             raise FileNotFoundError(f"A picture must be a file; {item.path} is none.")
-        images: list[ImageSource]
+        images: list[Media]
         if item.file.suffix.lower() in VIDEOS:
             before = item.file.stat()
             sha256 = hash_file(item.file)
-            images = [*read_video(item.file)]
+            images = [opened(open_video(item.file), native=loaded.family.video_token is not None)]
             after = item.file.stat()
             if (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
                 raise ValueError(

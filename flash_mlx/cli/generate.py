@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from flash_mlx.cli.options import INTERRUPTED, ListOptions, at_least, between, loading_options
+from flash_mlx.cli.options import INTERRUPTED, at_least, between, loading_options
 from flash_mlx.cli.penalties import penalty_options
 from flash_mlx.cli.report import as_json_object, statistics, weights
 from flash_mlx.cli.show import coloured, has_colours, show_options
-from flash_mlx.cli.video import load_pictures, video_options
+from flash_mlx.cli.video import MediaOptions, frames_of, open_media, video_options
 
 if TYPE_CHECKING:
     from flash_mlx.generate import GenerationResponse, Model
@@ -130,10 +130,10 @@ def _check_stop(
     return values
 
 
-@click.command("generate", cls=ListOptions)
+@click.command("generate", cls=MediaOptions)
 @model_options
 @click.option("--image", multiple=True, metavar="FILE...", help="Pictures, one or more.")
-@click.option("--video", multiple=True, metavar="FILE...", help="Videos, after the pictures.")
+@click.option("--video", multiple=True, metavar="FILE...", help="Videos, one or more.")
 @video_options
 @click.option("--prompt", help=f"What to say; - reads stdin.  [default: {DEFAULT_PROMPT}]")
 @click.option("--system", help="System message.")
@@ -142,7 +142,10 @@ def _check_stop(
 @click.option("--verbose/--no-verbose", default=True, help="Statistics on stderr; default: on.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
 @show_options
+@click.pass_context
 def command(
+    context: click.Context,
+    /,
     model: str,
     draft_model: str,
     draft_block_size: int | None,
@@ -169,14 +172,15 @@ def command(
     from flash_mlx.draft import AdaptiveDrafter
     from flash_mlx.generate import join, load, stream_generate
 
-    images = load_pictures(image, video, fps=fps, max_frames=max_frames)  # before the model
+    # Before the model: what is wrong with them should not take minutes to hear.
+    images = open_media(context, image, video, fps=fps, max_frames=max_frames)
     loaded = load(model, draft_model, draft_block_size=draft_block_size, **loading)
     for line in notices(loaded, draft_model):
         click.echo(line, err=True)
     if show_latents is not None:
         from flash_mlx.viz import draw_latents
 
-        draw_latents(loaded, images, text, system).save(show_latents, format="PNG")
+        draw_latents(loaded, frames_of(images), text, system).save(show_latents, format="PNG")
     responses = stream_generate(loaded, text, images, system=system, **settings)
     show = coloured if show_drafts and has_colours() else None
     pieces, interrupted = _print_stream(responses, stream=not as_json, show=show)

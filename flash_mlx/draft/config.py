@@ -22,6 +22,8 @@ class FlashConfig(Settings):
         num_latents: M, rows that each image is compressed to; 0: the drafter reads no image.
         compression: How (see `compression`); `queries` are learned, with `none` an image's rows
             are read as they are and `num_latents` says nothing.
+        video_groups: Most images that a video counts as: neighbouring frames are compressed
+            together, so that a long video costs no more than a short one; 0: each frame is one.
         num_heads: Attention heads H; there are as many key as query heads.
         head_dim: Width of a head; `num_heads * head_dim` may differ from `hidden_size`.
         intermediate_size: Width of the MLP; 0 stands for `4 * hidden_size`.
@@ -50,7 +52,7 @@ class FlashConfig(Settings):
     """
 
     MAY_BE_ZERO: ClassVar[frozenset[str]] = frozenset(
-        {"num_latents", "markov_rank", "hydra_size", "recurrent_size"}
+        {"num_latents", "markov_rank", "hydra_size", "recurrent_size", "video_groups"}
     )
     MATRICES: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("num_heads", "head_dim", "hidden_size"),
@@ -72,6 +74,7 @@ class FlashConfig(Settings):
     block_size: int = 4
     num_latents: int = 64
     compression: str = "queries"
+    video_groups: int = 8
     num_heads: int = 8
     head_dim: int = 64
     intermediate_size: int = 0

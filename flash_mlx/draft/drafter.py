@@ -133,7 +133,8 @@ class FlashDrafter:
             ValueError: If `hidden` is not one row or more of D.
         """
         self._check(hidden, hidden.shape[0])
-        config, spans = self.model.config, prompt.image_spans
+        config = self.model.config
+        spans = prompt.merged_spans(config.video_groups)
         hidden = hidden.astype(self._slots.dtype)
         if state is None:
             empty = mx.zeros((1, config.num_heads, 0, config.head_dim), dtype=hidden.dtype)

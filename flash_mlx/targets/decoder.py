@@ -19,6 +19,7 @@ import numpy.typing as npt
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets.families import Family
 from flash_mlx.targets.hooks import outputs_of
+from flash_mlx.targets.videos import merge_videos, merged_positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,6 +141,8 @@ class Decoder:
         """Embed the text and the images of a prompt."""
         # One sequence without padding needs no attention mask, whatever the processor returned.
         inputs = {name: x for name, x in prompt.inputs.items() if name != "attention_mask"}
+        if "pixel_values_videos" in inputs and not self._family.timed:
+            return self._read_videos(prompt.tokens, inputs)
         ids = mx.array(prompt.tokens, dtype=mx.int32)[None]
         if self._family.image_rows is not None and "pixel_values" in inputs:
             rows = self._family.image_rows(self._model, inputs)
@@ -159,6 +162,17 @@ class Decoder:
             None if deepstack is None else np.array(features.visual_pos_masks),
             tuple(() if deepstack is None else deepstack),
         )
+
+    def _read_videos(self, tokens: tuple[int, ...], inputs: dict[str, mx.array]) -> PromptFeatures:
+        """Embed a prompt with videos, to a model that reads them as its pictures."""
+        config = self._model.config
+        pictures = config.image_token_id, config.video_token_id
+        tokens, inputs, rates = merge_videos(tokens, inputs, *pictures)
+        ids = mx.array(tokens, dtype=mx.int32)[None]
+        features = self._model.get_input_embeddings(ids, inputs.pop("pixel_values"), **inputs)
+        mx.eval(features.inputs_embeds)
+        placed = merged_positions(config, tokens, inputs["image_grid_thw"], rates)
+        return PromptFeatures(features.inputs_embeds, *placed)
 
     def _place(self, ids: mx.array, rows: mx.array, spans: Sequence[tuple[int, int]]) -> mx.array:
         """Return [1, T, D], the embeddings of ids [1, T] with `rows` [N, D] at the spans."""

@@ -19,6 +19,7 @@ from flash_mlx.targets.rows import (
     llava_rows,
     patch_rows,
     piece_rows,
+    qwen_frame_rows,
     qwen_rows,
     tiled_rows,
 )
@@ -60,6 +61,11 @@ class Family:
         prepare: From `config.json` and the processor's arrays to arrays that `image_rows` needs.
         image_rows: From the model and the prompt's arrays to visual rows [rows, D], where
             mlx-vlm's own way is not that of the family's authors.
+        video_token: As `image_token`, for a visual row of a video; None: the family reads videos
+            as pictures, one a frame.
+        frame_rows: From what the processor returned to the visual rows of each frame (or of
+            frames that the model sees as one) of each video.
+        timed: Whether the processor writes down when each frame is seen, and is told it.
     """
 
     model_type: str
@@ -83,16 +89,31 @@ class Family:
     scale: Callable[[int, mx.Dtype], mx.array] | None = None
     prepare: Callable[[Mapping[str, Any], Inputs], Inputs] | None = None
     image_rows: Callable[[Any, Inputs], mx.array] | None = None
+    video_token: tuple[tuple[str, ...], int] | None = None
+    frame_rows: Callable[[Read], tuple[tuple[int, ...], ...]] | None = None
+    timed: bool = False
+
+    def video_token_id(self, config: Mapping[str, Any], tokenizer: Any) -> int | None:
+        """Return the id that stands for one visual row of a video; None if there is none."""
+        if self.video_token is None:
+            return None
+        return _token_id(self.video_token, config, tokenizer)
 
     def image_token_id(self, config: Mapping[str, Any], tokenizer: Any) -> int:
         """Return the id that stands for one visual row."""
-        keys, default = self.image_token
-        if isinstance(default, str):
-            return int(tokenizer.convert_tokens_to_ids(default))
-        if default < 0:
-            default += int(config["vocab_size"])
-        found = (config[key] for key in keys if config.get(key) is not None)
-        return int(next(found, default))
+        return _token_id(self.image_token, config, tokenizer)
+
+
+def _token_id(
+    token: tuple[tuple[str, ...], int | str], config: Mapping[str, Any], tokenizer: Any
+) -> int:
+    keys, default = token
+    if isinstance(default, str):
+        return int(tokenizer.convert_tokens_to_ids(default))
+    if default < 0:
+        default += int(config["vocab_size"])
+    found = (config[key] for key in keys if config.get(key) is not None)
+    return int(next(found, default))
 
 
 # Families that people will ask for, and why they are refused.
@@ -174,6 +195,9 @@ FAMILIES: dict[str, Family] = {
                 rows_per_image=qwen_rows,
                 mrope=True,
                 takes_max_pixels=True,
+                video_token=(("video_token_id",), 151656),
+                frame_rows=qwen_frame_rows,
+                timed=model_type == "qwen3_vl",
             )
             for model_type in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
         ),

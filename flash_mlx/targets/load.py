@@ -56,6 +56,12 @@ class LoadedTarget:
         """The family's name."""
         return self.family.model_type
 
+    @property
+    def visual_ids(self) -> frozenset[int]:
+        """Ids that stand for one visual row, of a picture or of a video."""
+        video = self.family.video_token_id(self.config, self.processor.tokenizer)
+        return frozenset({self.image_token_id, *([] if video is None else [video])})
+
 
 def load_target(
     path: Path | str,

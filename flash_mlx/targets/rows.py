@@ -71,6 +71,13 @@ def qwen_rows(read: Read) -> tuple[int, ...]:
     return tuple(int(patches) // merge for patches in grids.prod(axis=1))
 
 
+def qwen_frame_rows(read: Read) -> tuple[tuple[int, ...], ...]:
+    """Patches of each temporal patch of each video, merged in squares."""
+    merge = int(read.vision.get("spatial_merge_size", 2)) ** 2
+    grids = np.array(read.inputs["video_grid_thw"]).tolist()  # [videos, 3]
+    return tuple((lines * columns // merge,) * frames for frames, lines, columns in grids)
+
+
 def fixed_rows(key: str, default: int) -> Any:
     """Return the rule of families whose images all take the number of rows under `key`."""
 

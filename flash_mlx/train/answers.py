@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +22,13 @@ import mlx.core as mx
 
 from flash_mlx.decode import Drafter, NoDrafter, decode
 from flash_mlx.loading import Model
-from flash_mlx.processing import ImageSource, make_prompt
+from flash_mlx.processing import Media, make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.targets import LoadedTarget
 from flash_mlx.train.data import Example
 from flash_mlx.train.source import Found, Question, is_video
-from flash_mlx.video import load_video
+from flash_mlx.video import Video
 
 RECENT = 8  # pictures whose arrays stay in memory
 
@@ -115,13 +115,13 @@ class PromptMaker:
         )
         for file in question.images:
             digest.update(hashlib.sha256(file.read_bytes()).digest())
-        return Asked(question, Prompt(prompt.tokens, prompt.image_spans, lazy), digest.hexdigest())
+        return Asked(question, replace(prompt, inputs=lazy), digest.hexdigest())
 
     def _read(self, question: Question, expected: tuple[int, ...] | None = None) -> Prompt:
         if question not in self._recent:
-            images: list[ImageSource] = []
+            images: list[Media] = []
             for file in question.images:
-                images += load_video(file) if is_video(file) else [file]
+                images.append(Video(file) if is_video(file) else file)
             self._recent[question] = make_prompt(
                 self._loaded, question.text, images, system=question.system
             )

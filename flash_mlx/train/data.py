@@ -110,6 +110,7 @@ def collate(
     share: float = 1.0,
     seed: Sequence[int] = (),
     multiple: int = ROUND,
+    video_groups: int = 0,
 ) -> Batch:
     """Put examples side by side.
 
@@ -121,12 +122,14 @@ def collate(
         seed: Of this choice.
         multiple: Sizes are padded to multiples of this; T is in any case to one of `ROUND`, as
             noise is drawn for all of its rows.
+        video_groups: As in `FlashConfig`.
     """
+    spans = [e.prompt.merged_spans(video_groups) for e in examples]
     whole = num_latents is None
-    most = _longest_image(examples) if num_latents is None else num_latents
+    most = _longest(spans) if num_latents is None else num_latents
     layouts = [
-        Layout.of(len(e.tokens) - 1, e.prompt.image_spans, most, len(e.prompt), whole=whole)
-        for e in examples
+        Layout.of(len(e.tokens) - 1, own, most, len(e.prompt), whole=whole)
+        for e, own in zip(examples, spans, strict=True)
     ]
     num_text = _round(max(len(layout.text_rows) for layout in layouts), multiple)
     places = _places(examples, share, seed)
@@ -138,7 +141,7 @@ def collate(
         np.where(x.order < len(x.text_rows), x.order, x.order + num_text - len(x.text_rows))
         for x in layouts
     ]
-    image_rows, image_mask = _images(examples)
+    image_rows, image_mask = _images(spans)
     tokens = _pad([np.array(e.tokens) for e in examples], ROUND)
     num_base = _round(max(map(len, places)), multiple)
     inputs = Inputs(
@@ -224,13 +227,12 @@ def _slots(
     return {name: mx.array(value) for name, value in (arrays | {"weight": weight}).items()}
 
 
-def _images(examples: Sequence[Example]) -> tuple[mx.array, mx.array]:
+def _images(spans: Sequence[Sequence[tuple[int, int]]]) -> tuple[mx.array, mx.array]:
     """Return rows and mask of all images; a sequence with fewer has images of one row, row 0."""
-    spans = [e.prompt.image_spans for e in examples]
     num_images = max(map(len, spans))
-    longest = _longest_image(examples)
-    rows = np.zeros((len(examples), num_images, longest), dtype=np.int32)
-    mask = np.full((len(examples), num_images, 1, longest), -np.inf, dtype=np.float32)
+    longest = _longest(spans)
+    rows = np.zeros((len(spans), num_images, longest), dtype=np.int32)
+    mask = np.full((len(spans), num_images, 1, longest), -np.inf, dtype=np.float32)
     mask[..., :1] = 0
     for b, images in enumerate(spans):
         for i, (start, stop) in enumerate(images):
@@ -239,10 +241,9 @@ def _images(examples: Sequence[Example]) -> tuple[mx.array, mx.array]:
     return mx.array(rows), mx.array(mask)
 
 
-def _longest_image(examples: Sequence[Example]) -> int:
+def _longest(spans: Sequence[Sequence[tuple[int, int]]]) -> int:
     """Return N, the rows of the image that has most."""
-    spans = (span for e in examples for span in e.prompt.image_spans)
-    return max((stop - start for start, stop in spans), default=0)
+    return max((stop - start for images in spans for start, stop in images), default=0)
 
 
 def _round(size: int, multiple: int) -> int:

@@ -228,6 +228,7 @@ class Trainer:
                 config.base_share,
                 (config.seed, 2, number),
                 ROUND if config.compile else 4,  # each shape would be compiled
+                sizes.video_groups,
             )
             for number in range(step * config.accumulate, (step + 1) * config.accumulate)
         ]

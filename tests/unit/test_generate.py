@@ -20,6 +20,7 @@ from flash_mlx.generate import (
     stream_generate,
     with_drafter,
 )
+from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from tiny import random_image
 
@@ -157,11 +158,12 @@ def test_wrong_settings_are_refused_before_anything_is_computed(plain: Model) ->
 def test_what_was_loaded_can_be_asked(plain: Model, drafted: Model, tiny_llava: Path) -> None:
     assert (plain.draft_kind, plain.draft_name, plain.drafter) == ("none", "none", None)
     assert (drafted.draft_kind, drafted.name) == ("flash", str(tiny_llava))
-    assert drafted.num_latents(3) == 12
+    three = Prompt((1,) * 9, image_spans=((1, 2), (3, 5), (5, 8)))
+    assert drafted.num_latents(three) == 12
     assert not plain.is_demo
     assert plain.config["model_type"] == "llava"
     found = load(tiny_llava)  # no drafter is known for it
-    assert (found.draft_kind, found.draft_name, found.num_latents(3)) == ("ngram", "ngram", 0)
+    assert (found.draft_kind, found.draft_name, found.num_latents(three)) == ("ngram", "ngram", 0)
     assert load(tiny_llava, "ngram", draft_block_size=2).drafter.num_drafts == 2
     with pytest.raises(ValueError, match="drafts must be 1 or more; got 0"):
         load(tiny_llava, "ngram", draft_block_size=0)

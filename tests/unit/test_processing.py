@@ -371,14 +371,14 @@ def test_spans_are_found_wherever_images_stand(data: st.DataObject) -> None:
         tokens += [9] * rows
     tokens += [2] * data.draw(st.integers(0, 2))
     rows_per_image = [rows for _, rows in parts]
-    assert image_spans(tokens, 9, rows_per_image) == tuple(expected)
+    assert image_spans(tokens, {9}, rows_per_image) == tuple(expected)
     with pytest.raises(ValueError, match="do not fit its model"):
-        image_spans([*tokens, 3, 9], 9, rows_per_image)
+        image_spans([*tokens, 3, 9], {9}, rows_per_image)
 
 
 def test_an_image_in_two_pieces_is_an_error() -> None:
     with pytest.raises(ValueError, match="each in one piece"):
-        image_spans([9, 1, 9, 9, 9], 9, [2, 2])
+        image_spans([9, 1, 9, 9, 9], {9}, [2, 2])
 
 
 WORDS = ["a", "é", " 日本", "語", "😀", " the", "\n", "  ", "ﬁ", " red", "👩‍👩‍👧", "."]

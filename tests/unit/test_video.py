@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from clips import write_frames
 from flash_mlx.caption import caption
 from flash_mlx.cli import run
 from flash_mlx.generate import generate, load
@@ -24,14 +25,9 @@ def write_video(
     file: Path, levels: list[int], fps: float = 10, size: tuple[int, int] = (64, 48)
 ) -> Path:
     """Write a clip whose frames are red, as bright as `levels` say."""
-    import cv2
-
-    plain = file.with_name("plain.mp4")
-    writer = cv2.VideoWriter(str(plain), cv2.VideoWriter_fourcc(*"mp4v"), fps, size)
-    for level in levels:
-        writer.write(np.full((size[1], size[0], 3), (0, 0, level), dtype=np.uint8))
-    writer.release()
-    return plain.replace(file)
+    frames = np.zeros((len(levels), size[1], size[0], 3), dtype=np.uint8)
+    frames[..., 0] = np.array(levels)[:, None, None]
+    return write_frames(file, frames, fps)
 
 
 def reds(frames: list[Image.Image]) -> list[int]:
