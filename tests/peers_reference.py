@@ -17,7 +17,9 @@ from flash_mlx.draft.eagle3 import Eagle3Model
 from flash_mlx.draft.kinds import KINDS
 from flash_mlx.draft.msd import MsdModel
 from flash_mlx.draft.one_layer import OneLayerModel
+from flash_mlx.draft.stepwise import StepwiseDrafter
 from flash_mlx.draft.vispec import ViSpecModel
+from flash_mlx.targets import LoadedTarget
 from flash_mlx.tree import DraftTree
 
 FILE = Path(__file__).resolve().parents[2] / "shared" / "data" / "peers_golden.npz"
@@ -130,3 +132,10 @@ def random_model(kind: str, config: DecoderConfig | None = None, seed: int = 0) 
         weights.append((name, mx.array(weight.astype(np.int32 if name == "d2t" else np.float32))))
     model.update(tree_unflatten(weights))
     return model
+
+
+def drafter_for(kind: str, loaded: LoadedTarget, **changes: int) -> StepwiseDrafter:
+    """A drafter with random weights that fits a target."""
+    target = loaded.target
+    model = random_model(kind, replace(CONFIGS[kind], vocab_size=target.vocab_size, **changes))
+    return StepwiseDrafter(model, target.embed, target.lm_head, target.vocab_size)

@@ -80,6 +80,8 @@ def grow_tree(
     nodes = mx.concatenate(grown_tokens).astype(mx.int32)
     host = map(mx.concatenate, (parents, grown_scores))
     above, score = (np.array(values) for values in host)
+    if np.isnan(score).any():  # an id that no target has says that the drafter is broken
+        return DraftTree(Topology.chain(1), mx.array([root, -1], dtype=mx.int32))
     order, follows = _choose(above, score, num_nodes)
     drafts = nodes[mx.array(order)]
     return DraftTree(Topology(follows), mx.concatenate([mx.array([root], mx.int32), drafts]))

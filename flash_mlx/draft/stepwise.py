@@ -207,7 +207,9 @@ class StepwiseDrafter:
             if slot:
                 output, past = self._step(tokens[-1], output, slot, past, state)
             logits = self._logits(output)
-            tokens.append(sampler.sample(logits, slot_key))
+            token = sampler.sample(logits, slot_key)
+            # Logits that are not numbers would pass for tokens, if greedy; see `guard`.
+            tokens.append(mx.where(mx.isnan(logits).any(axis=-1), -1, token))
             if not sampler.greedy:
                 laws.append(sampler.probs(logits))
         if sampler.greedy:

@@ -20,15 +20,9 @@ from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.targets import LoadedTarget
 from identity import ask, mlx_vlm_ids, run
-from peers_reference import BASE, CONFIGS, SIZE, VOCAB, random_model
+from peers_reference import BASE, CONFIGS, SIZE, VOCAB, drafter_for, random_model
 
 KEY, GREEDY = mx.random.key(0), Sampler()
-
-
-def drafter_for(kind: str, loaded: LoadedTarget, **changes: int) -> StepwiseDrafter:
-    target = loaded.target
-    model = random_model(kind, replace(CONFIGS[kind], vocab_size=target.vocab_size, **changes))
-    return StepwiseDrafter(model, target.embed, target.lm_head, target.vocab_size)
 
 
 @pytest.mark.parametrize("num_nodes", [0, 7], ids=["chain", "tree"])
