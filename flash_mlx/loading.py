@@ -93,6 +93,8 @@ def num_latents(drafter: Drafter[Any] | None, prompt: Prompt) -> int:
     if not isinstance(drafter, FlashDrafter):
         return 0
     config = drafter.model.config
+    if config.reads_whole_images:
+        return prompt.num_visual_tokens
     return len(prompt.merged_spans(config.video_groups)) * config.num_latents
 
 

@@ -74,12 +74,16 @@ class _Place:
 
 
 class ReplayTarget(TargetAround):
-    """Answers one prompt as recorded."""
+    """Answers one prompt as recorded.
+
+    Attributes:
+        recording: Of this prompt.
+    """
 
     def __init__(self, target: Target, recording: Recording) -> None:
         """Take embedding and LM head from the target that was recorded."""
         super().__init__(target)
-        self._hidden = recording.hidden
+        self.recording, self._hidden = recording, recording.hidden
 
     def make_cache(self) -> _Place:
         return _Place()

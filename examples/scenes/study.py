@@ -46,7 +46,7 @@ def main() -> None:
     for seed in args.seeds:
         for group in args.only:
             for name, variant in GROUPS[group].items():
-                if seed > 1 and (group, name) in ONE_SEED:
+                if seed > 1 and name in ONE_SEED.get(group, ()):
                     continue
                 study.run(variant, seed, f"{group}: {name}")
 

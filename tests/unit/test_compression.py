@@ -12,6 +12,7 @@ from flash_mlx.checkpoint import load_model, save_drafter
 from flash_mlx.decode import decode
 from flash_mlx.draft import FlashConfig, FlashDrafter, FlashModel
 from flash_mlx.draft.compression import COMPRESSIONS, fixed_weights
+from flash_mlx.loading import num_latents
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.train import Teacher, TrainConfig, Trainer, collate
@@ -137,3 +138,9 @@ def test_settings_are_checked(changes, says, tmp_path):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
     with pytest.raises(ValueError, match=says):
         load_model(tmp_path)
+
+
+def test_what_is_read_of_images_is_counted():
+    prompt = Prompt(tuple(range(9)), ((1, 4), (5, 8)))
+    ways = ({}, {"num_latents": 0}, {"compression": "none"}, {"compression": "mean"})
+    assert [num_latents(make(way)[1], prompt) for way in ways] == [4, 0, 6, 4]

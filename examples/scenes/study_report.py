@@ -1,0 +1,303 @@
+r"""The study's tables and plots, from its rows.
+
+    python study_report.py --runs runs/study --results ../results > tables.md
+
+Lengths are mean acceptance lengths: tokens a pass of the target, its own included. What stands
+against the base is the ratio of lengths at temperature 0 over both families, seeds paired, with a
+95% interval of a bootstrap over seeds and prompts. The bound is tau / (C + draft) for captions at
+temperature 0, C and draft in plain passes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from study import key_of, read_rows
+from study_measure import MAX_TOKENS
+from study_variants import BASE, DRAFTER, GROUPS, TRAIN, Variant
+
+Row = Mapping[str, Any]
+RESAMPLES = 4000
+GREEDY = ("caption t=0", "question t=0")
+COLUMNS = (*GREEDY, "caption t=1", "question t=1")
+SEEDS = (1, 2, 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--results", type=Path, required=True)
+    args = parser.parse_args()
+    costs = {int(k): v for k, v in json.loads((args.runs / "verify_ms.json").read_text()).items()}
+    about = {
+        "steps": TRAIN,
+        "drafter": DRAFTER,
+        "seeds": SEEDS,
+        "max_tokens": MAX_TOKENS,
+        "verify_ms": costs,
+    }
+    rows = {row["key"]: row for row in read_rows(args.runs / "rows.jsonl")}
+    groups = {
+        group: [summary(name, variant, rows, costs) for name, variant in variants.items()]
+        for group, variants in GROUPS.items()
+    }
+    groups = {group: [each for each in found if each] for group, found in groups.items()}
+    print(tables(groups))
+    write(args.results / "ablations.json", {"conditions": about, "groups": groups})
+    plot_ratios(groups, args.results / "ablations.png")
+    peers = peer_rows(read_rows(args.runs / "peers.jsonl"), costs)
+    if peers:
+        print(peer_table(peers))
+        write(args.results / "peers.json", {"conditions": about, "drafters": peers})
+        plot_peers(peers, args.results / "peers.png")
+
+
+def write(file: Path, content: object) -> None:
+    file.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def length(row: Row, columns: Sequence[str]) -> float:
+    """Mean acceptance length over these results of a run."""
+    results = [row["results"][name] for name in columns]
+    return sum(sum(r["tokens"]) for r in results) / sum(sum(r["rounds"]) for r in results)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    """Mean, least and most over seeds."""
+    return {
+        "mean": round(statistics.mean(values), 3),
+        "low": round(min(values), 3),
+        "high": round(max(values), 3),
+    }
+
+
+def bound(row: Row, rows: int, costs: Mapping[int, float], column: str = GREEDY[0]) -> float:
+    """tau / (C + draft), by the cost of a verification of so many rows."""
+    pass_ms = float(np.interp(rows, list(costs), list(costs.values())))
+    return length(row, [column]) * costs[1] / (pass_ms + row["results"][column]["draft_ms"])
+
+
+def summary(
+    name: str, variant: Variant, rows: Mapping[str, Row], costs: Mapping[int, float]
+) -> dict[str, Any]:
+    """What is known of a variant; empty if nothing is."""
+    runs = {seed: rows[key_of(variant, seed)] for seed in SEEDS if key_of(variant, seed) in rows}
+    if not runs:
+        return {}
+    num_rows = {**DRAFTER, **variant.drafter}["block_size"] + 1
+    found: dict[str, Any] = {
+        "variant": name,
+        "is_base": variant == BASE,
+        "seeds": len(runs),
+        "lengths": {c: spread([length(row, [c]) for row in runs.values()]) for c in COLUMNS},
+        "draft_ms": round(
+            statistics.median(row["results"][GREEDY[0]]["draft_ms"] for row in runs.values()), 2
+        ),
+        "bound": spread([bound(row, num_rows, costs) for row in runs.values()]),
+        "train_seconds": round(statistics.median(row["train_seconds"] for row in runs.values()), 1),
+    }
+    base = {seed: rows[key_of(BASE, seed)] for seed in runs if key_of(BASE, seed) in rows}
+    if variant != BASE and base.keys() == runs.keys():
+        found["against_base"] = against(list(runs.values()), list(base.values()))
+    return found
+
+
+def against(runs: Sequence[Row], base: Sequence[Row]) -> dict[str, float]:
+    """Ratio of lengths at temperature 0, with the interval of a bootstrap.
+
+    Args:
+        runs: One a seed.
+        base: The base's, with the same seeds and prompts.
+    """
+    both = np.array([[_counts(row) for row in pair] for pair in zip(runs, base, strict=True)])
+    rng = np.random.default_rng(0)
+    num_seeds, num_prompts = both.shape[0], both.shape[-1]
+    ratios = []
+    for _ in range(RESAMPLES):
+        seeds, prompts = (
+            rng.integers(0, num_seeds, num_seeds),
+            rng.integers(0, num_prompts, num_prompts),
+        )
+        ratios.append(_ratio(both[seeds][..., prompts]))
+    low, high = np.quantile(ratios, [0.025, 0.975])
+    return {
+        "ratio": round(_ratio(both), 4),
+        "low": round(float(low), 4),
+        "high": round(float(high), 4),
+    }
+
+
+def _counts(row: Row) -> list[list[int]]:
+    """[2, prompts]: tokens and rounds of each prompt at temperature 0."""
+    results = [row["results"][name] for name in GREEDY]
+    return [[n for r in results for n in r[name]] for name in ("tokens", "rounds")]
+
+
+def _ratio(both: npt.NDArray[np.int64]) -> float:
+    """Ratio of lengths, over the seeds' geometric mean; [seeds, 2, 2, prompts]."""
+    sums = both.sum(-1)
+    lengths = sums[:, :, 0] / sums[:, :, 1]
+    return float(np.exp(np.log(lengths[:, 0] / lengths[:, 1]).mean()))
+
+
+def _shown(value: Mapping[str, float], seeds: int, digits: int = 2) -> str:
+    if seeds == 1:
+        return f"{value['mean']:.{digits}f}"
+    return f"{value['mean']:.{digits}f} ({value['low']:.{digits}f}–{value['high']:.{digits}f})"
+
+
+def tables(groups: Mapping[str, Sequence[Row]]) -> str:
+    """All groups as one Markdown table each."""
+    lines: list[str] = []
+    for group, found in groups.items():
+        lines += [f"\n### {group.capitalize()}\n"]
+        lines += ["| | seeds | captions T=0 | questions T=0 | captions T=1 | questions T=1 "]
+        lines[-1] += "| against base, T=0 | draft ms | bound | training s |"
+        lines += ["| --- " * 10 + "|"]
+        for each in found:
+            n, ratio = each["seeds"], each.get("against_base")
+            cells = [each["variant"], str(n)]
+            cells += [_shown(each["lengths"][column], n) for column in COLUMNS]
+            cells.append(
+                f"{100 * ratio['ratio'] - 100:+.0f}% ({100 * ratio['low'] - 100:+.0f} to "
+                f"{100 * ratio['high'] - 100:+.0f})"
+                if ratio
+                else "–"
+            )
+            cells += [f"{each['draft_ms']:.1f}", _shown(each["bound"], n)]
+            cells.append(f"{each['train_seconds']:.0f}")
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def peer_rows(rows: Sequence[Row], costs: Mapping[int, float]) -> list[dict[str, Any]]:
+    """A row a drafter and budget: all seeds, the best way to draft by the mean bound."""
+    together: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row["key"].startswith("tuning"):
+            continue
+        budget = "same time" if row["key"].endswith("equal time") else "same steps"
+        together.setdefault((row["name"], budget), []).append(row)
+    found = []
+    for (name, budget), runs in together.items():
+        ways = []
+        for way, one in runs[0]["ways"].items():
+            of_way = [run["ways"][way] for run in runs]
+            columns = [c for c in COLUMNS if c in one["results"]]
+            ways.append(
+                {
+                    "way": way,
+                    "lengths": {c: spread([length(w, [c]) for w in of_way]) for c in columns},
+                    "draft_ms": round(
+                        statistics.median(w["results"][GREEDY[0]]["draft_ms"] for w in of_way), 2
+                    ),
+                    "bounds": {
+                        c: spread([bound(w, one["rows"], costs, c) for w in of_way])
+                        for c in columns
+                    },
+                }
+            )
+        first = runs[0]
+        found.append(
+            {
+                "drafter": name,
+                "budget": budget,
+                "seeds": len(runs),
+                "recipe": f"{first['recipe']}, {first['optimizer']}" if "recipe" in first else "",
+                "steps": first.get("steps", 0),
+                "train_seconds": round(
+                    statistics.median(run.get("train_seconds", 0) for run in runs), 1
+                ),
+                "best_way": max(ways, key=lambda w: w["bounds"][GREEDY[0]]["mean"])["way"],
+                "ways": ways,
+            }
+        )
+    return sorted(found, key=lambda each: -_best(each)["bounds"][GREEDY[0]]["mean"])
+
+
+def _best(row: Row) -> Row:
+    best: Row = next(way for way in row["ways"] if way["way"] == row["best_way"])
+    return best
+
+
+def peer_table(peers: Sequence[Row]) -> str:
+    lines = [
+        "\n### Drafters on one budget\n",
+        "| drafter | budget | recipe | steps, s | seeds | way to draft | captions T=0 "
+        "| questions T=0 | captions T=1 | questions T=1 | draft ms | bound, captions "
+        "| bound, questions |",
+        "| --- " * 13 + "|",
+    ]
+    for each in peers:
+        for way in each["ways"]:
+            n = each["seeds"]
+            mark = "**" if way["way"] == each["best_way"] else ""
+            cells = [each["drafter"], each["budget"], each["recipe"]]
+            cells += [f"{each['steps']}, {each['train_seconds']:.0f}", str(n)]
+            cells.append(f"{mark}{way['way']}{mark}")
+            cells += [_shown(way["lengths"][c], n) if c in way["lengths"] else "–" for c in COLUMNS]
+            cells.append(f"{way['draft_ms']:.1f}")
+            cells += [_shown(way["bounds"][c], n) for c in GREEDY]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def plot_ratios(groups: Mapping[str, Sequence[Row]], file: Path) -> None:
+    """Ratios to the base with their intervals; filled where there are several seeds."""
+    from matplotlib.figure import Figure
+
+    shown = [
+        (f"{group}: {each['variant']}", each)
+        for group, found in groups.items()
+        for each in found
+        if "against_base" in each
+    ][::-1]
+    figure = Figure(figsize=(9, 0.24 * len(shown) + 1.2), layout="constrained")
+    axes = figure.subplots()
+    for place, (_, each) in enumerate(shown):
+        ratio = each["against_base"]
+        axes.plot([ratio["low"], ratio["high"]], [place, place], color="0.6")
+        axes.plot(ratio["ratio"], place, "o", color="C0", mfc="C0" if each["seeds"] > 1 else "w")
+    axes.axvline(1, color="0.3", linewidth=0.8)
+    axes.set_yticks(range(len(shown)), [name for name, _ in shown], fontsize=7)
+    axes.set_xlabel(
+        "Mean acceptance length over the base's, temperature 0 (95% intervals; hollow: one seed)"
+    )
+    figure.savefig(file, dpi=110)
+
+
+def plot_peers(peers: Sequence[Row], file: Path) -> None:
+    """Acceptance beside the bound on the speed-up, each drafter at its best way to draft."""
+    from matplotlib.figure import Figure
+
+    names = [f"{each['drafter']} ({each['budget']})" for each in peers][::-1]
+    figure = Figure(figsize=(9, 0.35 * len(peers) + 1.4), layout="constrained")
+    for axes, kind, label in zip(
+        figure.subplots(1, 2, sharey=True),
+        ("lengths", "bounds"),
+        ("Mean acceptance length, T=0", "Bound on the speed-up, T=0"),
+        strict=True,
+    ):
+        for shift, column in ((0.15, GREEDY[0]), (-0.15, GREEDY[1])):
+            values = [_best(each)[kind][column] for each in peers][::-1]
+            places = np.arange(len(names)) + shift
+            axes.barh(places, [v["mean"] for v in values], 0.3, label=column.split()[0] + "s")
+            for place, value in zip(places, values, strict=True):
+                axes.plot([value["low"], value["high"]], [place, place], color="k", linewidth=1)
+        axes.set_xlabel(label)
+        axes.axvline(1, color="0.3", linewidth=0.8)
+        axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.legend()
+    figure.savefig(file, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
