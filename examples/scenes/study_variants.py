@@ -63,11 +63,12 @@ ONE_SEED = {
     ),
     "compression": ("every 16th row", "merged by similarity"),
     "block size": ("2", "4", "8"),
-    "optimizer": ("Muon, twice the rate", "AdamW, 2e-3"),
+    "optimizer": ("Muon, four times the rate", "AdamW, 2e-3"),
     "fusion": ("gated, inputs as they are",),
     "answers": ("the target's, sampled",),
     "start": ("last layer", "embeddings"),
     "noise": ("0.1, as published",),
+    "400 steps": ("as the base", "twice the rate", "twice the rate, the drafter reads no image"),
 }
 
 # In the order in which they are run: what decides most comes first.
@@ -111,6 +112,7 @@ GROUPS: dict[str, dict[str, Variant]] = {
     "optimizer": {
         "Muon (base)": BASE,
         "Muon, twice the rate": _train(learning_rate=4e-3),
+        "Muon, four times the rate": _train(learning_rate=8e-3),
         "AdamW, 2e-3": _train(optimizer="adamw"),
         "AdamW, 5e-3": _train(optimizer="adamw", learning_rate=5e-3),
     },
@@ -134,4 +136,11 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "embeddings": Variant(start="embeddings"),
     },
     "noise": {"none (base)": BASE, "0.1, as published": _train(hidden_noise=0.1)},
+    "400 steps": {
+        "as the base": _train(iterations=400),
+        "twice the rate": _train(iterations=400, learning_rate=4e-3),
+        "twice the rate, the drafter reads no image": Variant(
+            {"num_latents": 0}, {"iterations": 400, "learning_rate": 4e-3}
+        ),
+    },
 }
