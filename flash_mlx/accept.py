@@ -25,6 +25,7 @@ Source: Leviathan et al. 2023, algorithm 1; siblings without replacement as in J
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -124,7 +125,11 @@ def judge(tree: DraftTree, logits: mx.array, sampler: Sampler, key: mx.array) ->
     if sampler.greedy:
         holds, next_tokens = _follow(tree, sampler.sample(logits, key))
     else:
-        holds, next_tokens = _reject(tree, sampler.probs(logits), key)
+        coin_key, draw_key = mx.random.split(key)
+        holds, left = _reject(tree, sampler.probs(logits), coin_key)
+        # Only what follows the end of the walk is ever said: one row to draw from instead of N.
+        said = draw(left(_end(tree.topology, holds)), draw_key)
+        next_tokens = mx.broadcast_to(said, (len(tree),))
     flags = holds.astype(mx.int32)
     fallen = None if sampler.greedy else flags  # else the walk compares tokens itself
     path = accept_tree(tree.topology.parents, tree.tokens, next_tokens, fallen)
@@ -144,7 +149,9 @@ def _follow(tree: DraftTree, choice: mx.array) -> tuple[mx.array, mx.array]:
     return tree.tokens == choice[parents], choice
 
 
-def _reject(tree: DraftTree, p: mx.array, key: mx.array) -> tuple[mx.array, mx.array]:
+def _reject(
+    tree: DraftTree, p: mx.array, key: mx.array
+) -> tuple[mx.array, Callable[[mx.array], mx.array]]:
     """Apply the rule of this module to all rows at once, one sibling rank after the other.
 
     Args:
@@ -153,35 +160,74 @@ def _reject(tree: DraftTree, p: mx.array, key: mx.array) -> tuple[mx.array, mx.a
         key: PRNG key.
 
     Returns:
-        See `_follow`.
+        [N] bool, whether row i holds; and from rows [...] to what is left of their p, [..., V], up
+        to a factor a row, once all of their children are rejected.
     """
-    coin_key, draw_key = mx.random.split(key)
-    coins = mx.random.uniform(shape=(len(tree),), key=coin_key)
+    topology = tree.topology
+    coins = mx.random.uniform(shape=(len(tree),), key=key)
     holds = mx.zeros((len(tree),), dtype=mx.bool_)
-    # Writing to an array changes it for all who hold it, and the tree's is not ours.
-    q = None if tree.probs is None else mx.array(tree.probs, dtype=mx.float32)
-    for family in tree.topology.families:
-        # Rows change as if each child were rejected: if it is accepted, nobody looks any more.
-        parents, children = map(mx.array, family)
-        token = tree.tokens[children][:, None]
-        p_row = p[parents]
-        p_token = mx.take_along_axis(p_row, token, axis=1)
+    q = None if tree.probs is None else tree.probs.astype(mx.float32)  # not the tree's own
+    for rank, (rows, drafts) in enumerate(topology.families):
+        parents, children = mx.array(rows), mx.array(drafts)
+        token = tree.tokens[children]
+        p_token, coin = p[parents, token], coins[children]
         if q is None:
-            q_token = mx.ones_like(p_token)
-            residual = mx.put_along_axis(p_row, token, mx.zeros_like(p_token), axis=1)
+            holds[children] = coin < p_token
         else:
-            q_row = q[parents]
-            q_token = mx.take_along_axis(q_row, token, axis=1)
-            residual = mx.maximum(p_row - q_row, 0)
-            q_row = mx.put_along_axis(q_row, token, mx.zeros_like(q_token), axis=1)
-            q[parents] = _normalise(q_row, otherwise=q_row)
-        holds[children] = ((q_token > 0) & (coins[children][:, None] * q_token < p_token))[:, 0]
-        # A child that its law could not produce is skipped and says nothing about p.
-        p[parents] = mx.where(q_token > 0, _normalise(residual, otherwise=p_row), p_row)
-    return holds, draw(p, draw_key)
+            q_token = q[parents, token]
+            holds[children] = (q_token > 0) & (coin * q_token < p_token)
+        # For further siblings, rows change as if this child were rejected: if it is accepted,
+        # nobody looks any more.
+        elder = [row for row in rows if len(topology.children[row]) > rank + 1]
+        if elder:
+            again = mx.array(elder)
+            token = tree.tokens[mx.array([topology.children[row][rank] for row in elder])]
+            q_row = None if q is None else q[again]
+            rest = _residual(p[again], q_row, token, mx.array(True))
+            p[again] = rest / rest.sum(axis=-1, keepdims=True)
+            if q is not None and q_row is not None:
+                q[again] = _without(q_row, token)
+    youngest = mx.array([children[-1] if children else 0 for children in topology.children])
+
+    def left(rows: mx.array) -> mx.array:
+        child = youngest[rows]
+        return _residual(p[rows], None if q is None else q[rows], tree.tokens[child], child > 0)
+
+    return holds, left
 
 
-def _normalise(rows: mx.array, otherwise: mx.array) -> mx.array:
-    """Divide each row, [P, V], by its sum; where that is 0, take the row of `otherwise`."""
-    total = rows.sum(axis=-1, keepdims=True)
-    return mx.where(total > 0, rows / mx.where(total > 0, total, 1), otherwise)
+def _residual(p: mx.array, q: mx.array | None, token: mx.array, tried: mx.array) -> mx.array:
+    """Return what is left of p, [..., V], up to a factor a row, once a token is rejected.
+
+    Args:
+        p: [..., V].
+        q: [..., V] the law that the token was drawn from; None: it was certain.
+        token: [...]. One that its law could not produce is skipped and says nothing about p.
+        tried: [...] bool, whether there was such a token.
+    """
+    token = token[..., None]
+    if q is None:
+        rest = mx.put_along_axis(p, token, mx.zeros(token.shape), axis=-1)
+    else:
+        rest = mx.maximum(p - q, 0)
+        tried = tried & (mx.take_along_axis(q, token, axis=-1) > 0)[..., 0]
+    tried = tried[..., None] & (rest.sum(axis=-1, keepdims=True) > 0)
+    return mx.where(tried, rest, p)
+
+
+def _without(q: mx.array, token: mx.array) -> mx.array:
+    """Return the law q, [P, V], once a token a row has been drawn; nothing may be left of it."""
+    q = mx.put_along_axis(q, token[:, None], mx.zeros((len(token), 1)), axis=-1)
+    total = q.sum(axis=-1, keepdims=True)
+    return q / mx.where(total > 0, total, 1)
+
+
+def _end(topology: Topology, holds: mx.array) -> mx.array:
+    """Return [], the row at which the walk along rows that hold, [N] bool, ends."""
+    if topology.is_chain:
+        return mx.cumprod(holds[1:].astype(mx.int32)).sum()
+    rows = mx.array(topology.elders)
+    taken = holds & ~(rows & holds).any(axis=1)
+    taken[0] = True
+    reached = ~(mx.array(topology.mask) & ~taken).any(axis=1)
+    return mx.argmax(mx.where(reached, mx.array(topology.depth), -1))

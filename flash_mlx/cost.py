@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import accumulate
 
 Curve = tuple[tuple[int, float], ...]
@@ -29,6 +30,8 @@ MEMORY = 0.95  # of a round's evidence, what is left a round later
 PRIOR_GAIN = 1.3  # tokens per plain token of drafting, before any was done
 FIRST_DEPTH = 4  # of a text's first draft
 NO_LIMIT = 2**31
+TABLE = 65  # rows, and tokens ahead, whose costs are computed once
+SPARE = 0.4  # of a slot's next choice, if those before it were refused
 RISK = 1.0  # plain tokens that a text may lose to drafting; twice as many if that was measured
 RISK_PER_TOKEN = 0.005  # and what each of its tokens adds
 FIRST_GAP, LONGEST_GAP = 8, 128  # rounds parked before drafting is tried again
@@ -68,11 +71,24 @@ class Costs:
 
     def round(self, rows: int) -> float:
         """Return the cost of a round over a tree of `rows` rows [plain tokens]."""
-        return _between(self.rounds, rows) / self.plain
+        known = self._tables[0]
+        return known[rows] if rows < TABLE else _between(self.rounds, rows) / self.plain
 
     def draft(self, depth: int) -> float:
         """Return the cost of drafting `depth` tokens ahead [plain tokens]."""
-        return _between(self.drafts, depth) / self.plain if depth and self.drafts else 0.0
+        if not self.drafts:
+            return 0.0
+        known = self._tables[1]
+        return known[depth] if depth < TABLE else _between(self.drafts, depth) / self.plain
+
+    @cached_property
+    def _tables(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Costs of the first few rounds and drafts: they are asked for hundreds of times a text."""
+        rounds = tuple(_between(self.rounds, rows) / self.plain for rows in range(TABLE))
+        if not self.drafts:
+            return rounds, ()
+        later = (_between(self.drafts, depth) / self.plain for depth in range(1, TABLE))
+        return rounds, (0.0, *later)
 
 
 def _between(curve: Curve, count: int) -> float:
@@ -82,37 +98,6 @@ def _between(curve: Curve, count: int) -> float:
     place = next((i for i, (c, _) in enumerate(curve) if c >= count), len(curve) - 1)
     (low, before), (high, after) = curve[max(0, place - 1)], curve[max(1, place)]
     return before + (after - before) * (count - low) / (high - low)
-
-
-def explain(costs: Costs, outcomes: Mapping[tuple[int, int], int]) -> str:
-    """Return in a line how much was drafted, and why.
-
-    Args:
-        costs: That decided it.
-        outcomes: (drafted, accepted) of a round -> number of such rounds.
-    """
-    rounds, plain = sum(outcomes.values()), sum(n for (d, _), n in outcomes.items() if not d)
-    rows = [m for m, _ in costs.rounds if m > 1][-4:]
-    known = f"a pass over {', '.join(map(str, rows))} rows takes "
-    known += ", ".join(f"{costs.round(m):.2f}" for m in rows)
-    if costs.drafts:
-        first, last = costs.drafts[0][0], costs.drafts[-1][0]
-        known += f", drafting {first} to {last} tokens {costs.draft(first):.2f}"
-        known += f" to {costs.draft(last):.2f}"
-    known += " times a plain token here"
-    if plain == rounds:
-        return f"Drafting: none in {rounds} passes, as it does not pay: {known}"
-    drafted = {key: n for key, n in outcomes.items() if key[0]}
-    deepest = costs.drafts[-1][0] if costs.drafts else 0
-    spent = sum(
-        n * (costs.round(1 + d) + costs.draft(min(d, deepest))) for (d, _), n in drafted.items()
-    )
-    gain = sum(n * (1 + a) for (_, a), n in drafted.items()) / spent
-    mean = sum(n * d for (d, _), n in drafted.items()) / (rounds - plain)
-    return (
-        f"Drafting: {mean:.1f} drafts in a pass, none in {plain} of {rounds} passes; where there "
-        f"were, {gain:.2f} tokens in the time of one: {known}"
-    )
 
 
 @dataclass(frozen=True)
@@ -146,13 +131,14 @@ class Rate:
         shifted = _logit(forecast) + _logit(self.accepted) - _logit(expected)
         return 1 / (1 + math.exp(-shifted))
 
-    def after(self, outcomes: Sequence[tuple[float, bool]]) -> Rate:
-        """Return the rate a round later, with (forecast, accepted) of each draft it tried."""
+    def after(self, outcomes: Sequence[tuple[float, bool]], rounds: int = 1) -> Rate:
+        """Return the rate some rounds later, with (forecast, accepted) of each draft they tried."""
+        left = MEMORY**rounds
         return replace(
             self,
-            trials=MEMORY * self.trials + len(outcomes),
-            hits=MEMORY * self.hits + sum(hit for _, hit in outcomes),
-            expected=MEMORY * self.expected + sum(forecast for forecast, _ in outcomes),
+            trials=left * self.trials + len(outcomes),
+            hits=left * self.hits + sum(hit for _, hit in outcomes),
+            expected=left * self.expected + sum(forecast for forecast, _ in outcomes),
         )
 
 
@@ -170,7 +156,8 @@ class Pace:
 
     Attributes:
         costs: Of rounds and drafts here.
-        rates: Kind of draft -> its acceptance. ("draft", i) is the first choice for slot i.
+        rates: Kind of draft -> its acceptance. ("draft", i) is the first choice for slot i, and
+            ("spare", r) a slot's choice r, 1 or more, if those before it were refused.
         tokens: Emitted since the prompt was read.
         spent: What that cost [plain tokens].
         gained: Tokens of rounds that drafted, weighed by `MEMORY` for each round since.
@@ -179,6 +166,7 @@ class Pace:
         wait: Rounds still to park.
         gap: Rounds that the next parking takes.
         belief: Chance that a draft is accepted if those before it are, from the drafter's training.
+        block: Slots of one pass of the drafter; the belief is about these.
     """
 
     costs: Costs
@@ -191,11 +179,18 @@ class Pace:
     wait: int = 0
     gap: int = FIRST_GAP
     belief: float = PRIOR
+    block: int = NO_LIMIT
 
     @classmethod
-    def begin(cls, costs: Costs, belief: float = PRIOR) -> Pace:
+    def begin(cls, costs: Costs, belief: float = PRIOR, block: int = NO_LIMIT) -> Pace:
         """Return the pace of a new text; a drafter known to be good drafts far ahead at once."""
-        return cls(costs, belief=belief, depth=NO_LIMIT if belief > PRIOR else FIRST_DEPTH)
+        depth = NO_LIMIT if belief > PRIOR else FIRST_DEPTH
+        return cls(costs, belief=belief, depth=depth, block=block)
+
+    def carried(self, costs: Costs) -> Pace:
+        """Return the pace of a text that follows this one; what was lost may not be lost again."""
+        lost = self.spent - (1 + RISK_PER_TOKEN) * self.tokens
+        return replace(self, costs=costs, tokens=0, spent=max(0.0, lost)).settled()
 
     @property
     def gain(self) -> float:
@@ -204,9 +199,12 @@ class Pace:
 
     def rate(self, kind: Hashable) -> Rate:
         """Return what is known of a kind of draft."""
-        if self.belief > PRIOR and isinstance(kind, tuple) and kind[0] == "draft":
-            return self.rates.get(kind, Rate(prior=self.belief, weight=MEASURED_TRIALS))
-        return self.rates.get(kind, NO_RATE)
+        found = self.rates.get(kind)
+        if found is not None or not isinstance(kind, tuple):
+            return found or NO_RATE
+        if kind[0] == "draft" and kind[1] < self.block and self.belief > PRIOR:
+            return Rate(prior=self.belief, weight=MEASURED_TRIALS)
+        return Rate(prior=SPARE) if kind[0] == "spare" else NO_RATE
 
     def hope(self, depth: int) -> float:
         """Return the chance that a chain of this depth is accepted to its end."""
@@ -258,9 +256,16 @@ class Pace:
         return replace(self, wait=max(1, math.ceil(missing)))
 
     def parked(self, num_tokens: int) -> Pace:
-        """Return the pace after a round of plain decoding; reading ahead makes it cost 1."""
+        """Return the pace after a round of plain decoding; reading ahead makes it cost 1.
+
+        When the pause ends, what was seen before it has faded, or nothing would be tried again.
+        """
+        rates = self.rates
+        if self.wait == 1:
+            rates = {kind: rate.after((), self.gap // 2) for kind, rate in rates.items()}
         return replace(
             self,
+            rates=rates,
             tokens=self.tokens + num_tokens,
             spent=self.spent + num_tokens,
             wait=max(0, self.wait - 1),

@@ -20,6 +20,7 @@ from PIL import Image
 
 from flash_mlx.batch import Seat
 from flash_mlx.decode import NoDrafter, Target, decode
+from flash_mlx.draft import AdaptiveDrafter
 from flash_mlx.loading import Model, load, untapped, with_drafter
 from flash_mlx.penalties import CONTEXT_SIZE, make_penalties
 from flash_mlx.processed import LogitsProcessor, processed
@@ -264,6 +265,8 @@ def _respond(
             kept_tokens=reading.num_kept,
         )
 
+    if isinstance(model.drafter, AdaptiveDrafter):  # measured now, if at all: before the clocks
+        model.drafter.costs(len(prompt), greedy=sampler.greedy)
     rounds = (decode if seat is None else seat.decode)(
         target,
         drafter,

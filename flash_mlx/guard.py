@@ -41,7 +41,8 @@ def guard(tree: DraftTree, vocab_size: int) -> tuple[DraftTree, mx.array | None]
     fault = stray.any()
     if tree.probs is not None:
         inner = [row for row, children in enumerate(tree.topology.children) if children]
-        laws = tree.probs[mx.array(inner, dtype=mx.int32)]
+        chain = tree.topology.is_chain
+        laws = tree.probs[:-1] if chain else tree.probs[mx.array(inner, dtype=mx.int32)]
         # A comparison with NaN is false.
         sound = mx.abs(laws.astype(mx.float32).sum(axis=-1) - 1) < TOLERANCE
         fault = fault | ~(sound & (laws.min(axis=-1) >= 0)).all()

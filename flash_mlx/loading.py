@@ -15,6 +15,7 @@ from flash_mlx.decode import Drafter, Target
 from flash_mlx.draft import AdaptiveDrafter, Calibrator, FlashDrafter, NgramDrafter
 from flash_mlx.draft.adaptive import paced, unpaced
 from flash_mlx.draft.kinds import kind_of
+from flash_mlx.draft.offers import Memory
 from flash_mlx.draft.stepwise import StepwiseDrafter
 from flash_mlx.hub import resolve_path
 from flash_mlx.prompt import Prompt
@@ -233,11 +234,12 @@ def _attach(model: Model, chosen: _Choice, block_size: int | None, drafting: Dra
     drafter: Drafter[Any] | None = None
     kind = name if folder is None else ""
     if folder is not None:
+        facts = facts_of(plain)
         trained = load_drafter(
             folder,
             plain.target,
             block_size,
-            facts_of(plain),
+            replace(facts, trees=facts.trees and drafting != "chain"),
             plain.target.best_tokens,
             keep_quantized=plain.keep_quantized,
         )
@@ -262,7 +264,8 @@ def _paced(loaded: LoadedTarget, drafter: Drafter[Any] | None, *, trees: bool) -
     target = loaded.target
     calibrator = Calibrator(target, lambda rows: scratch_cache(target, rows), target.model, drafter)
     trees = trees and target.supports_tree
-    return paced(drafter, calibrator.costs, lookup=NgramDrafter(), trees=trees)
+    lookup, memory = NgramDrafter(), Memory()
+    return paced(drafter, calibrator.costs, lookup=lookup, trees=trees, memory=memory)
 
 
 def read_by(drafter: Drafter[Any] | None, loaded: LoadedTarget) -> LoadedTarget:

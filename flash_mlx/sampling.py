@@ -11,7 +11,7 @@ Shapes:
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import mlx.core as mx
 
 KEYS_AT_A_TIME = 64
+COLD = 1e-3  # temperatures above it cannot make a logit overflow
 
 
 @dataclass(frozen=True)
@@ -83,16 +84,22 @@ class Sampler:
         if self.greedy:
             best = mx.argmax(logits, axis=-1, keepdims=True)
             return (mx.arange(logits.shape[-1]) == best).astype(mx.float32)
-        probs = mx.softmax(self._scale(logits), axis=-1)
+        probs = mx.softmax(self._tempered(logits), axis=-1)
+        if self == Sampler(self.temperature):
+            return probs
         if 0 < self.top_k < logits.shape[-1] or self.top_p < 1:
             probs = mx.where(probs < self._least_kept(probs), 0.0, probs)
         if self.min_p > 0:
             probs = mx.where(probs < self.min_p * probs.max(axis=-1, keepdims=True), 0.0, probs)
         return probs / probs.sum(axis=-1, keepdims=True)
 
-    def _scale(self, logits: mx.array) -> mx.array:
+    def _tempered(self, logits: mx.array) -> mx.array:
         """Return logits / temperature up to a constant a row, [..., V] float32."""
         logits = logits.astype(mx.float32)
+        if self.temperature == 1:
+            return logits
+        if self.temperature > COLD:
+            return logits * (1 / self.temperature)
         # The maximum goes first and the divisor stays above 0, so no temperature overflows.
         return (logits - logits.max(axis=-1, keepdims=True)) / max(self.temperature, 1e-30)
 
@@ -122,7 +129,7 @@ class Sampler:
         if self.greedy:
             return mx.argmax(logits, axis=-1).astype(mx.int32)
         if self.top_p == 1 and self.top_k == 0 and self.min_p == 0:  # the same law, fewer steps
-            return mx.random.categorical(self._scale(logits), axis=-1, key=key).astype(mx.int32)
+            return mx.random.categorical(self._tempered(logits), axis=-1, key=key).astype(mx.int32)
         return draw(self.probs(logits), key)
 
 
@@ -136,7 +143,21 @@ def draw(probs: mx.array, key: mx.array) -> mx.array:
     Returns:
         [...] int32.
     """
-    return mx.random.categorical(mx.log(probs), axis=-1, key=key).astype(mx.int32)
+    return mx.argmax(probs / arrivals(probs.shape, key), axis=-1).astype(mx.int32)
+
+
+def arrivals(shape: Sequence[int], key: mx.array) -> mx.array:
+    """Return when racers of speed 1 arrive: of those with speed q(x), x is first with q(x).
+
+    Args:
+        shape: Of what is returned.
+        key: PRNG key.
+
+    Returns:
+        float32 above 0, exponentially distributed with mean 1. Early times, which decide whether an
+        unlikely token is drawn, are the finest: steps of 2**-32.
+    """
+    return -mx.log1p(-mx.random.uniform(low=2**-33, shape=shape, key=key))
 
 
 def keys_from(key: mx.array) -> Iterator[mx.array]:

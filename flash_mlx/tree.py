@@ -130,6 +130,12 @@ class Topology:
         )
 
     @cached_property
+    def elders(self) -> npt.NDArray[np.bool_]:
+        """[N, N] bool; row i is True at its elder siblings."""
+        parents = np.array(self.parents)
+        return np.tril(parents[:, None] == parents, -1)
+
+    @cached_property
     def mask(self) -> npt.NDArray[np.bool_]:
         """[N, N] bool; row i is True at itself and at its ancestors: what row i attends to."""
         mask = np.eye(len(self), dtype=np.bool_)

@@ -7,8 +7,9 @@ rows that the drafter has not read are kept until it is asked again.
 
 Greedy, the drafts are known on the host, which grows the tree from them (`tree.best_first`); that
 is the one time that drafting waits for the device. A block that is likely to be accepted as a whole
-is not looked at. Sampled drafts are a chain, drawn from laws that
-nobody looks at before deciding how long it is, or else the text's own.
+is not looked at, and neither are sampled drafts, for nothing may depend on how likely they were:
+how many are drafted, by one pass of the drafter or two, and with which siblings, follows from what
+became of earlier ones (`unseen`). Or else the drafts are the text's own.
 
 Shapes:
     A: rows accepted in a round.    D: hidden size.    n: slots.    W: tokens a slot.
@@ -16,84 +17,28 @@ Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
-from flash_mlx.cost import PRIOR, Costs, Pace, explain
+from flash_mlx.cost import NO_LIMIT, PRIOR, Pace
 from flash_mlx.decode import ROOT_ALONE, Drafter, ReadingDrafter
 from flash_mlx.draft.drafter import FlashDrafter
-from flash_mlx.draft.ngram import PATIENCE, NgramDrafter, NgramState
-from flash_mlx.draft.sources import (
-    Expand,
-    chain_value,
-    following,
-    merged,
-    outcomes_of,
-    outcomes_of_chain,
-    prune,
-    slots,
-    value,
-)
+from flash_mlx.draft.explained import explain
+from flash_mlx.draft.ngram import PATIENCE, NgramDrafter
+from flash_mlx.draft.offers import AdaptiveState, CostsOf, Memory, Offer
+from flash_mlx.draft.sources import Expand, following, merged, outcomes_of, prune, slots, value
+from flash_mlx.draft.unseen import chain_value, outcomes_of_chain, outcomes_of_shape, shape
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Node, Topology, best_first
 
 WIDTH = 3  # tokens that a slot may bring
 SURE = 0.4  # a whole block this likely to be accepted is verified without a look at its drafts
-
-
-class CostsOf(Protocol):
-    """Where costs come from; see `calibrate.Calibrator.costs`."""
-
-    def __call__(self, num_rows: int, *, greedy: bool) -> Costs:
-        """Return the costs with about so many rows in the cache."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class Offer:
-    """What was drafted from a state.
-
-    Attributes:
-        pace: That decided it; None if nothing was asked for.
-        main: The drafter's state, all rows read; None if it was not asked.
-        nodes: Rows 1, 2, ... of the tree, if the host knows them; a node's `kind` is its kind and
-            its forecast. None: drawn on the device.
-        depth: Drafted ahead by the drafter.
-        rows: Of the tree.
-        ahead: Whether it was the root alone, read as plain decoding reads it.
-    """
-
-    pace: Pace | None
-    main: Any = None
-    nodes: tuple[Node, ...] | None = ()
-    depth: int = 0
-    rows: int = 1
-    ahead: bool = False
-
-
-@dataclass(frozen=True, eq=False)
-class AdaptiveState:
-    """What is known of a text; a value but for `offers`.
-
-    Attributes:
-        main: The drafter's state, before the rows of `unread`; None without a drafter.
-        unread: Hidden rows [A, D] of the target and the tokens after them, round by round.
-        lookup: The text's own drafts; None without them.
-        pace: What became of earlier drafts; None before the first round.
-        num_rows: Of the prompt.
-        offers: What `draft` made of this state last, for `extend`: none or one.
-    """
-
-    main: Any
-    unread: tuple[tuple[mx.array, tuple[int, ...]], ...]
-    lookup: NgramState | None
-    pace: Pace | None
-    num_rows: int
-    offers: list[Offer] = field(default_factory=list)
+KEPT = 2**24  # numbers in rows of a prompt that are kept for a parked drafter: 64 MiB
 
 
 class AdaptiveDrafter:
@@ -104,6 +49,7 @@ class AdaptiveDrafter:
         costs: What rounds and drafts cost.
         lookup: Drafts from the text; None leaves that out.
         trees: Whether the target verifies trees with siblings.
+        memory: Of the caller's, for as long as texts are of one kind; None: each begins anew.
     """
 
     def __init__(
@@ -113,9 +59,11 @@ class AdaptiveDrafter:
         *,
         lookup: NgramDrafter | None = None,
         trees: bool = True,
+        memory: Memory | None = None,
     ) -> None:
         """Keep what drafts."""
         self.drafter, self.lookup, self.costs, self.trees = drafter, lookup, costs, trees
+        self.memory = memory
 
     def prefill(self, prompt: Prompt, hidden: mx.array, root: int) -> AdaptiveState:
         """Let all read the prompt; see `Drafter`."""
@@ -128,37 +76,29 @@ class AdaptiveDrafter:
 
         Costs that are not known yet are measured now.
         """
-        costs = self.costs(state.num_rows, greedy=sampler.greedy)
-        if state.pace is None:
-            pace = Pace.begin(costs, self._belief()).settled()
-        else:
-            pace = replace(state.pace, costs=costs).settled()
+        pace = self._pace(state, greedy=sampler.greedy)
         if pace.wait:
             state.offers[:] = [Offer(pace, ahead=True)]
             alone = mx.array([root], dtype=mx.int32)
             return DraftTree(ROOT_ALONE, alone, lookahead=pace.wait > 1, parked=True)
-        reach = self._reach(pace)
+        reach, drafter = self._reach(pace), self.drafter
         main: Any = self._read(state) if reach else None
-        if sampler.greedy and not reach:
-            offer = self._grow(pace, None, 0, None, state.lookup)
-        elif sampler.greedy and isinstance(self.drafter, FlashDrafter):
-            if reach == self.drafter.block_size and pace.hope(reach) >= SURE:
-                return self._ask(root, Offer(pace, main, None, reach), state, sampler, key)
-            found = self.drafter.candidates(main, reach, WIDTH if self.trees else 1)
-            candidates = slots(found)
+        block = drafter.block_size if isinstance(drafter, FlashDrafter) else NO_LIMIT
+        sure = reach >= block and pace.hope(block) >= SURE
+        if reach and sampler.greedy and isinstance(drafter, FlashDrafter) and not sure:
+            candidates = slots(drafter.candidates(main, reach, WIDTH if self.trees else 1))
             if candidates is None:
                 state.offers[:] = [Offer(pace, main)]
                 return _broken(root)
-            offer = self._grow(pace, main, reach, candidates, state.lookup)
-        else:
-            offer = self._grow(pace, None, 0, None, state.lookup)
-            if value(pace, offer.nodes or (), 0) <= chain_value(pace, reach):
-                return self._ask(root, Offer(pace, main, None, reach), state, sampler, key)
-        state.offers[:] = [offer]
-        nodes = offer.nodes or ()
-        topology = Topology((-1, *(node.parent for node in nodes)))
-        tokens = mx.array([root, *(node.path[-1] for node in nodes)], dtype=mx.int32)
-        return DraftTree(topology, tokens, lookahead=offer.ahead)
+            return _looked_at(root, self._grow(pace, main, reach, candidates, state), state)
+        offer = self._grow(pace, None, 0, None, state)
+        if self.drafter is None or not reach:
+            return _looked_at(root, offer, state)
+        unseen = Offer(pace, main, self._shape(pace, reach), depth=reach)
+        if value(pace, offer.nodes or (), 0) > _value(pace, unseen):
+            return _looked_at(root, offer, state)
+        state.offers[:], tree = _asked(self.drafter, unseen, pace, root, sampler, key)
+        return tree
 
     def extend(
         self, hidden: mx.array, tokens: tuple[int, ...], state: AdaptiveState
@@ -166,23 +106,16 @@ class AdaptiveDrafter:
         """Take note of a round; see `Drafter`. The drafter reads it when it is asked again."""
         # The last row of a prompt comes without a draft.
         offer = state.offers[0] if state.offers else Offer(None)
-        if offer.pace is None:
-            pace = state.pace
-        elif offer.ahead:
-            pace = offer.pace.parked(len(tokens))
-        else:
-            if offer.nodes is None:
-                outcomes = outcomes_of_chain(offer.pace, offer.depth, tokens)
-            else:
-                outcomes = outcomes_of(offer.nodes, tokens)
-            pace = offer.pace.after(len(tokens), offer.rows, offer.depth, outcomes)
+        pace = state.pace if offer.pace is None else _noted(offer.pace, offer, tokens)
         lookup = state.lookup
         if self.lookup is not None and lookup is not None:
             lookup = self.lookup.extend(hidden, tokens, lookup)
-        main, unread = (state.main, state.unread) if offer.main is None else (offer.main, ())
+        main, prompt, unread = state.main, state.prompt, state.unread
+        if offer.main is not None:
+            main, prompt, unread = offer.main, (), ()
         if self.drafter is not None:
             unread = (*unread, (hidden, tokens))
-        return AdaptiveState(main, unread, lookup, pace, state.num_rows)
+        return AdaptiveState(main, unread, lookup, pace, state.num_rows, prompt)
 
     def explain(self, num_rows: int, outcomes: Mapping[tuple[int, int], int]) -> str:
         """Return in a line how much was drafted of a text, and why; see `cost.explain`."""
@@ -194,21 +127,48 @@ class AdaptiveDrafter:
             return self.drafter.model.config.expected_acceptance
         return PRIOR
 
+    def _pace(self, state: AdaptiveState, *, greedy: bool) -> Pace:
+        """Return what is known before the next draft."""
+        costs, memory = self.costs(state.num_rows, greedy=greedy), self.memory
+        if state.pace is not None:
+            same = state.pace.costs is costs
+            pace = state.pace if same else replace(state.pace, costs=costs).settled()
+        elif greedy and memory is not None and memory.pace is not None:
+            pace = memory.pace.carried(costs)
+        else:
+            block = self.drafter.block_size if isinstance(self.drafter, FlashDrafter) else NO_LIMIT
+            pace = Pace.begin(costs, self._belief(), block).settled()
+        if greedy and memory is not None:
+            memory.pace = pace
+        return pace
+
     def _reach(self, pace: Pace) -> int:
         """Return how far the drafter shall draft; 0: not at all."""
         if self.drafter is None or not pace.costs.drafts:
             return 0
-        measured = pace.costs.drafts[-1][0]
-        drafter = self.drafter
-        return pace.reach(drafter.block_size if isinstance(drafter, FlashDrafter) else measured)
+        limit = measured = pace.costs.drafts[-1][0]
+        if isinstance(self.drafter, FlashDrafter):
+            block = self.drafter.block_size  # one more pass only where its cost was measured
+            limit = block if measured <= block else min(measured, self.drafter.reach)
+        return pace.reach(limit)
 
     def _read(self, state: AdaptiveState) -> Any:
         """Return the drafter's state once it has read the rows that it was not shown yet."""
-        if not state.unread or self.drafter is None:
-            return state.main
-        hidden = [rows for rows, _ in state.unread]
+        main, drafter = state.main, self.drafter
+        for prompt, start, hidden in state.prompt:
+            if isinstance(drafter, ReadingDrafter):
+                main = drafter.read(prompt, start, hidden, main)
+        if not state.unread or drafter is None:
+            return main
+        rows = [rows for rows, _ in state.unread]
         tokens = tuple(token for _, said in state.unread for token in said)
-        return self.drafter.extend(mx.concatenate(hidden), tokens, state.main)
+        return drafter.extend(rows[0] if len(rows) == 1 else mx.concatenate(rows), tokens, main)
+
+    def _shape(self, pace: Pace, reach: int) -> tuple[Node, ...] | None:
+        """Return the tree to draft unseen; None: a chain."""
+        if not self.trees or not isinstance(self.drafter, FlashDrafter):
+            return None
+        return shape(pace, reach, WIDTH, self.drafter.free)
 
     def _grow(
         self,
@@ -216,38 +176,72 @@ class AdaptiveDrafter:
         main: Any,
         depth: int,
         candidates: Expand | None,
-        lookup: NgramState | None,
+        state: AdaptiveState,
     ) -> Offer:
         """Return the tree of the drafts that pay best."""
-        sources = [candidates] if candidates else []
+        sources, lookup = [candidates] if candidates else [], state.lookup
         if lookup is not None and lookup.drafts:
             sources.append(following(lookup))
         limit = pace.costs.rounds[-1][0] - 1
         plans = [sources] if self.trees else [[source] for source in sources]
-        grown = [best_first(merged(pace, plan), limit) for plan in plans]
+        grown = [best_first(merged(pace, plan), limit) for plan in plans if plan]
         pruned = [prune(pace, nodes, depth) for nodes in grown]
         nodes = max(pruned, key=lambda each: value(pace, each, depth), default=())
         idle = self.drafter is None and lookup is not None and lookup.misses >= PATIENCE
-        return Offer(pace, main, nodes, depth, 1 + len(nodes), ahead=idle and not nodes)
+        ahead = idle and not nodes
+        return Offer(pace, main, nodes, depth=depth, rows=1 + len(nodes), ahead=ahead)
 
-    def _ask(
-        self, root: int, offer: Offer, state: AdaptiveState, sampler: Sampler, key: mx.array
-    ) -> DraftTree:
-        """Return a chain of the drafter's, drawn on the device."""
-        drafter = self.drafter
-        if drafter is None or offer.depth == 0:
-            state.offers[:] = [replace(offer, main=None, nodes=())]
-            return DraftTree(ROOT_ALONE, mx.array([root], dtype=mx.int32))
-        if isinstance(drafter, FlashDrafter):
-            chain = Topology.chain(offer.depth)
-            tree = drafter.draft(root, offer.main, sampler, key, chain)
-        else:
-            tree = drafter.draft(root, offer.main, sampler, key)
-            if tree.topology.is_chain:
-                tree = tree.head(1 + offer.depth)
-        depth = max(tree.topology.depth)
-        state.offers[:] = [replace(offer, depth=depth, rows=len(tree))]
-        return tree
+
+def _asked(
+    drafter: Drafter[Any], offer: Offer, pace: Pace, root: int, sampler: Sampler, key: mx.array
+) -> tuple[list[Offer], DraftTree]:
+    """Return drafts of the drafter's that nobody looks at, and what they turned out to be."""
+    if isinstance(drafter, FlashDrafter):
+        topology = Topology.chain(offer.depth) if offer.nodes is None else _tree(offer.nodes)
+        tree = drafter.draft(root, offer.main, sampler, key, topology)
+    else:
+        tree = drafter.draft(root, offer.main, sampler, key)
+        rows = 1 + offer.depth
+        if not tree.topology.is_chain:  # its likeliest rows come first
+            rows = next((m for m in range(len(tree), 1, -1) if pace.affords(m, offer.depth)), 1)
+        tree = tree.head(rows)
+    drafts = None if offer.nodes is None else tree.tokens
+    depth = max(tree.topology.depth)
+    return [replace(offer, drafts=drafts, depth=depth, rows=len(tree))], tree
+
+
+def _tree(nodes: Sequence[Node]) -> Topology:
+    """Return the shape of a tree with these drafts."""
+    return Topology((-1, *(node.parent for node in nodes)))
+
+
+def _looked_at(root: int, offer: Offer, state: AdaptiveState) -> DraftTree:
+    """Return the tree of drafts that the host knows."""
+    state.offers[:] = [offer]
+    nodes = offer.nodes or ()
+    tokens = mx.array([root, *(node.path[-1] for node in nodes)], dtype=mx.int32)
+    return DraftTree(_tree(nodes), tokens, lookahead=offer.ahead)
+
+
+def _value(pace: Pace, offer: Offer) -> float:
+    """Return the value of drafts that nobody looks at."""
+    if offer.nodes is None:
+        return chain_value(pace, offer.depth)
+    return value(pace, offer.nodes, offer.depth)
+
+
+def _noted(pace: Pace, offer: Offer, tokens: tuple[int, ...]) -> Pace:
+    """Return the pace after the round of an offer, which brought these tokens."""
+    if offer.ahead:
+        return pace.parked(len(tokens))
+    if offer.nodes is None:
+        outcomes = outcomes_of_chain(pace, offer.depth, tokens)
+    elif offer.drafts is not None:
+        drafts = np.asarray(offer.drafts).tolist()  # read already, so nothing waits
+        outcomes = outcomes_of_shape(pace, offer.nodes, drafts, tokens)
+    else:
+        outcomes = outcomes_of(offer.nodes, tokens)
+    return pace.after(len(tokens), offer.rows, offer.depth, outcomes)
 
 
 def _broken(root: int) -> DraftTree:
@@ -261,26 +255,38 @@ class ReadingAdaptiveDrafter(AdaptiveDrafter):
     def read(
         self, prompt: Prompt, start: int, hidden: mx.array, state: AdaptiveState | None
     ) -> AdaptiveState:
-        """Let all read further rows of a prompt."""
+        """Let all read further rows of a prompt.
+
+        While drafting is parked, a drafter that may never be asked keeps the rows for later, unless
+        they are so many that they had better go.
+        """
         main, lookup = (None, None) if state is None else (state.main, state.lookup)
+        kept = () if state is None else state.prompt
         if isinstance(self.drafter, ReadingDrafter):
-            main = self.drafter.read(prompt, start, hidden, main)
+            kept = (*kept, (prompt, start, hidden))
+            pace = None if self.memory is None else self.memory.pace
+            if pace is None or not pace.wait or sum(rows.size for _, _, rows in kept) > KEPT:
+                for piece in kept:
+                    main = self.drafter.read(*piece, main)
+                kept = ()
+            else:
+                mx.async_eval(hidden)  # or it would hold on to the target's pass
         if self.lookup is not None:
             lookup = self.lookup.read(prompt, start, hidden, lookup)
-        return AdaptiveState(main, (), lookup, None, len(prompt))
+        return AdaptiveState(main, (), lookup, None, len(prompt), kept)
 
     def rewind(self, state: AdaptiveState, rows: int) -> AdaptiveState:
         """Return the state `rows` rows of text earlier, for `read` to go on from."""
-        main, lookup = state.main, state.lookup
-        left = sum(len(tokens) for _, tokens in state.unread) - rows
-        if isinstance(self.drafter, ReadingDrafter):
-            if left < 0:
-                main = self.drafter.rewind(main, -left)
-            for hidden, tokens in state.unread:
-                kept = min(max(left, 0), len(tokens))
-                if kept:
-                    main = self.drafter.extend(hidden[:kept], tokens[:kept], main)
-                left -= kept
+        lookup, unread = state.lookup, state.unread
+        left = sum(len(tokens) for _, tokens in unread) - rows
+        kept: list[tuple[mx.array, tuple[int, ...]]] = []
+        for hidden, tokens in unread:
+            count = min(max(left - sum(len(said) for _, said in kept), 0), len(tokens))
+            if count:
+                kept.append((hidden[:count], tokens[:count]))
+        main = self._read(replace(state, unread=tuple(kept)))
+        if isinstance(self.drafter, ReadingDrafter) and left < 0:
+            main = self.drafter.rewind(main, -left)
         if self.lookup is not None and lookup is not None:
             lookup = self.lookup.rewind(lookup, rows)
         return AdaptiveState(main, (), lookup, None, state.num_rows)
@@ -292,6 +298,7 @@ def paced(
     *,
     lookup: NgramDrafter | None = None,
     trees: bool = True,
+    memory: Memory | None = None,
 ) -> AdaptiveDrafter:
     """Return a drafter that drafts as much as pays, reading prompts if the given one does.
 
@@ -299,7 +306,7 @@ def paced(
     """
     reads = drafter is None or isinstance(drafter, ReadingDrafter)
     kind = ReadingAdaptiveDrafter if reads else AdaptiveDrafter
-    return kind(drafter, costs, lookup=lookup, trees=trees)
+    return kind(drafter, costs, lookup=lookup, trees=trees, memory=memory)
 
 
 def unpaced(drafter: Drafter[Any] | None) -> Drafter[Any] | None:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -42,12 +42,21 @@ BUDGET = 0.3  # for each of rounds and drafts, beyond the least that must be mea
 LEAST_TURNS, MOST_TURNS = 3, 12  # the first is a warm-up
 LONGEST = 2.0  # for all of a curve, after which the machine must be busy with something else [s]
 NOISE = 1.5  # the second-best time of a point over its best; more is not worth remembering
+SPARE_ROWS = 8  # of the context, for the tokens that a measurement emits
 TOO_DEAR = 4  # times one row: more rows than those that cost this never pay
 PLAIN_TOKENS = 4
 GREEDY = Sampler()
 
 # For sampled texts where nothing can be stored: a guess, but the same guess each time.
 NOMINAL = Costs(1.0, ((1, 1.05), (16, 1.95)), ((1, 0.15), (8, 0.3)))
+
+
+class Scratch(Cache, Protocol):
+    """A cache that can go back to its first rows."""
+
+    def rewind(self, length: int) -> None:
+        """Forget all rows but the first `length`."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +71,7 @@ class Calibrator:
     """
 
     target: Target
-    scratch: Callable[[int], Cache]
+    scratch: Callable[[int], Scratch]
     weights: nn.Module
     drafter: Drafter[Any] | None
     _known: dict[tuple[int, bool], tuple[Costs, bool]] = field(
@@ -80,9 +89,7 @@ class Calibrator:
             num_rows: Of the prompt.
             greedy: Whether the text is.
         """
-        limit = self.target.max_context
-        fits = [c for c in CONTEXTS if limit is None or c + 2 * MORE_ROWS[-1] * MOST_TURNS <= limit]
-        context = max((c for c in fits if c <= num_rows), default=min(fits, default=16))
+        context = self._context(num_rows)
         if (context, greedy) not in self._known:
             key = {
                 **machine(),
@@ -103,13 +110,23 @@ class Calibrator:
         # One point says nothing of what more rows cost.
         return costs if (stored or greedy) and len(costs.rounds) > 1 else NOMINAL
 
+    def _context(self, num_rows: int) -> int:
+        """Return for how many rows in the cache costs are measured, for a prompt of so many."""
+        limit = self.target.max_context
+        fits = [c for c in CONTEXTS if limit is None or c + MORE_ROWS[-1] + SPARE_ROWS <= limit]
+        least = 16 if limit is None else max(2, min(16, limit // 2))
+        return max((c for c in fits if c <= num_rows), default=min(fits, default=least))
+
     def _measure(self, context: int) -> tuple[Costs, bool]:
         """Return the costs, and whether they are worth remembering."""
+        limit = self.target.max_context
+        room = math.inf if limit is None else limit - context - SPARE_ROWS
+        counts, more = ([m for m in each if m <= max(1, room)] for each in (ROWS, MORE_ROWS))
         target = _Resumed(self.target, self.scratch(context))
-        rounds, steady = _fastest({rows: _round(target, rows) for rows in ROWS})
-        if rounds.get(ROWS[-1], math.inf) < 2 * rounds[1]:
-            more, still = _fastest({rows: _round(target, rows) for rows in MORE_ROWS})
-            rounds, steady = rounds | more, steady and still
+        rounds, steady = _fastest({rows: _round(target, rows) for rows in counts})
+        if more and rounds.get(ROWS[-1], math.inf) < 2 * rounds[1]:
+            further, still = _fastest({rows: _round(target, rows) for rows in more})
+            rounds, steady = rounds | further, steady and still
         plain, still = _fastest({PLAIN_TOKENS: _plain(target)})
         steady = steady and still
         drafts: dict[int, float] = {}
@@ -175,7 +192,8 @@ def _drafts(drafter: Drafter[Any], hidden_size: int) -> dict[int, Callable[[], f
         return time.perf_counter() - start
 
     if isinstance(drafter, FlashDrafter):
-        return {depth: partial(seconds, depth) for depth in sorted({1, drafter.block_size})}
+        block = drafter.block_size  # beyond it, a second pass begins
+        return {n: partial(seconds, n) for n in sorted({1, block, block + 1, drafter.reach})}
     deepest = max(drafter.draft(0, before, GREEDY, key).topology.depth)
     return {max(1, deepest): partial(seconds, deepest)}
 
@@ -222,11 +240,12 @@ class _Junk(NoDrafter):
 class _Resumed(TargetAround):
     """A target whose prompt has been read already, into a cache that all texts share."""
 
-    def __init__(self, target: Target, cache: Cache) -> None:
+    def __init__(self, target: Target, cache: Scratch) -> None:
         super().__init__(target)
-        self._cache = cache
+        self._cache, self._length = cache, cache.length
 
     def make_cache(self) -> Cache:
+        self._cache.rewind(self._length)  # or the context would be full after a few texts
         return self._cache
 
     def prefill(self, prompt: Prompt, cache: Cache, take: Take | None = None) -> Output:  # noqa: ARG002

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from flash_mlx.sampling import Sampler
+from flash_mlx.sampling import Sampler, arrivals
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,13 +21,13 @@ class Candidates:
     Attributes:
         tokens: [n, W] the W likeliest tokens of each slot, in any order.
         logprobs: [n, W] float32, their log-probabilities.
-        in_turn: Whether a slot's law knows the likeliest tokens of the slots before it, and so
-            holds only after these.
+        free: Slots at the start whose laws hold whatever comes before. The law of a later one knows
+            the likeliest tokens of the slots before it, and holds only after these.
     """
 
     tokens: mx.array
     logprobs: mx.array
-    in_turn: bool
+    free: int
 
 
 def score_of(
@@ -44,8 +44,7 @@ def score_of(
     """
     if sampler.greedy:
         return lambda _, logits: logits
-    # Of racers with speeds q(x), x arrives first with probability q(x).
-    times = -mx.log(mx.random.uniform(shape=shape, key=key))
+    times = arrivals(shape, key)
     if sampler != Sampler(sampler.temperature):
         return lambda slot, logits: sampler.probs(logits) / times[slot : slot + len(logits)]
     # Only divided by a temperature, the law is not needed for the race: its logarithm will do.

@@ -1,60 +1,32 @@
-"""Drafting a block of tokens from one pass over the newest row.
+"""Drafting a block of tokens from one pass over the newest row, or two blocks from two passes.
 
-The drafter reads the compressed sequence as an ordinary causal transformer reads text: rows are
-appended to a key/value cache, and the k slots of the newest row are k more rows behind it, at
-consecutive rotary positions. Slots 1 to k - 1 are provisional, because later rows may see slot 0
-only: the next pass writes over them. So nothing is ever taken back.
-
-The pass belongs to `extend`, which knows the new rows; as MLX is lazy, it runs only if a draft is
-asked for, together with the target's own pass.
+The second pass reads the first block as if the target had accepted it: its tokens, and in place of
+the target's hidden states what the slots took these to be (`reader`).
 
 Shapes:
-    T: rows of the prompt.    A: rows accepted in a round.    R: rows of a pass, A - 1 + k.
-    S: entries of the cache.    k: slots drafted.    D: hidden size.    V: vocabulary.
-    H: heads.    Dh: width of a head.
+    n: tokens drafted ahead.    k: slots of a pass.    D: hidden size.    V: vocabulary.
+    W: tokens a slot.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
-from flash_mlx.draft.activations import swiglu
 from flash_mlx.draft.choice import Candidates, score_of
 from flash_mlx.draft.in_turn import InTurn
 from flash_mlx.draft.model import FlashModel
-from flash_mlx.draft.reading import Part, compress_piece, pieces
-from flash_mlx.few_rows import join_layers
-from flash_mlx.kernels.slot_attention import slot_attention, turn_and_write
-from flash_mlx.prompt import Prompt
+from flash_mlx.draft.reader import FlashReader, FlashState
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
+
+PASSES = 2  # of the drafter for one draft, at most
 
 BestTokens = Callable[[mx.array, int], tuple[mx.array, mx.array]]
 
 
-@dataclass(frozen=True, eq=False)
-class FlashState:
-    """What the drafter remembers of a text; a value, never changed.
-
-    Attributes:
-        keys: [1, H, capacity, Dh] rotated keys of slot 0; entries from `length` on are scratch.
-        values: [1, H, capacity, Dh] likewise.
-        length: S, rows of the compressed sequence read so far.
-        slots: [k, D] the LM head's inputs; row i is for the token i + 1 places after the root.
-        part: Of an image that the prompt has not been read to the end of.
-    """
-
-    keys: mx.array
-    values: mx.array
-    length: int
-    slots: mx.array
-    part: Part | None = None
-
-
-class FlashDrafter:
+class FlashDrafter(FlashReader):
     """Drafts with a FlashModel; implements `decode.Drafter[FlashState]`.
 
     The model's weights are read once, here: train first, then make a drafter.
@@ -79,97 +51,23 @@ class FlashDrafter:
         block_size: int | None = None,
         best_tokens: BestTokens | None = None,
     ) -> None:
-        """Join the weights that read the same rows."""
-        config, block = model.config, model.layers
-        block_size = config.block_size if block_size is None else block_size
-        if not 1 <= block_size <= config.block_size:
-            raise ValueError(
-                f"This drafter drafts 1 to {config.block_size} tokens in a pass; "
-                f"got a block size of {block_size}."
-            )
-        self.model = model
-        self.block_size = block_size
-        self._embed, self._lm_head, self._best_tokens = embed, lm_head, best_tokens
-        self._topology = Topology.chain(block_size)
-        self._slots = block.slot_embeddings[:block_size]
-        self._gate = model.residual_gate[:block_size, None]
-        gate = [model.fc_gate] if config.fusion == "gated" else []
-        self._fusion = join_layers(*gate, model.fc_up)
-        self._qkv = join_layers(block.q_proj, block.k_proj, block.v_proj)
-        self._gate_up = join_layers(block.gate_proj, block.up_proj)
+        """Make the corrections ready."""
+        super().__init__(model, embed, block_size)
+        config = model.config
+        self._lm_head, self._best_tokens = lm_head, best_tokens
+        self._topology = Topology.chain(self.block_size)
         corrected = config.markov_rank or config.hydra_size or config.recurrent_size
-        self._in_turn = InTurn(model, embed, lm_head, block_size) if corrected else None
-        joined = (self._fusion, self._qkv, self._gate_up)
-        mx.eval(self._slots, self._gate, [layer.parameters() for layer in joined])
+        self._in_turn = InTurn(model, embed, lm_head, self.block_size) if corrected else None
 
-    def prefill(self, prompt: Prompt, hidden: mx.array, root: int) -> FlashState:
-        """Read the prompt and the first token after it.
+    @property
+    def reach(self) -> int:
+        """Most tokens that can be drafted ahead."""
+        return PASSES * self.block_size
 
-        Args:
-            prompt: T rows.
-            hidden: [T, D] the target's, row t at prompt row t.
-            root: The token that follows the prompt.
-
-        Raises:
-            ValueError: If `hidden` is not one row of D for each row of the prompt.
-        """
-        self._check(hidden, len(prompt))
-        return self.extend(hidden[-1:], (root,), self.read(prompt, 0, hidden, None))
-
-    def read(
-        self, prompt: Prompt, start: int, hidden: mx.array, state: FlashState | None
-    ) -> FlashState:
-        """Read rows of a prompt: text as it is, an image as latents once its last row is there.
-
-        The prompt's own last row is not read as text before its follower, the root, is known.
-
-        Args:
-            prompt: T rows.
-            start: The first row to read.
-            hidden: [R, D] the target's.
-            state: After the rows before; None if there are none.
-
-        Raises:
-            ValueError: If `hidden` is not one row or more of D.
-        """
-        self._check(hidden, hidden.shape[0])
-        config = self.model.config
-        spans = prompt.merged_spans(config.video_groups)
-        hidden = hidden.astype(self._slots.dtype)
-        if state is None:
-            empty = mx.zeros((1, config.num_heads, 0, config.head_dim), dtype=hidden.dtype)
-            state = FlashState(empty, empty, 0, hidden[:0])
-        num_raw = spans[0][0] if spans and not config.fuse_pre_image else 0
-        entries, part = [hidden[:0]], state.part
-        for piece in pieces(spans, start, start + hidden.shape[0]):
-            rows = hidden[piece.start - start : piece.stop - start]
-            if piece.image is None:
-                followers = prompt.tokens[piece.start + 1 : piece.stop + 1]
-                rows = rows[: len(followers)]
-                entries.append(rows if piece.stop <= num_raw else self._fuse(followers, rows))
-            else:
-                latents, part = compress_piece(self.model, rows, piece, part)
-                entries.append(latents)
-        return self._append(mx.concatenate(entries), part, state)
-
-    def rewind(self, state: FlashState, rows: int) -> FlashState:
-        """Return the state `rows` rows of text earlier, for `read` to go on from."""
-        return replace(state, length=state.length - rows, slots=state.slots[:0])
-
-    def extend(self, hidden: mx.array, tokens: tuple[int, ...], state: FlashState) -> FlashState:
-        """Read the rows that the target accepted.
-
-        Args:
-            hidden: [A, D] the target's, root first.
-            tokens: [A] the token that follows each of these rows; the last is the new root.
-            state: The state that the round began with; it stays valid.
-
-        Raises:
-            ValueError: If `hidden` is not one row of D for each token.
-        """
-        self._check(hidden, len(tokens))
-        hidden = hidden.astype(self._slots.dtype)
-        return self._read(self._fuse(tokens, hidden), hidden[-1:], state)
+    @property
+    def free(self) -> int:
+        """Slots whose law holds whatever was drafted before; others need the eldest drafts."""
+        return 1 if self._in_turn is not None else self.block_size
 
     def draft(
         self,
@@ -179,7 +77,7 @@ class FlashDrafter:
         key: mx.array,
         topology: Topology | None = None,
     ) -> DraftTree:
-        """Return drafts in one pass; nothing is evaluated.
+        """Return drafts; nothing is evaluated.
 
         Args:
             root: The token that the drafts follow.
@@ -187,18 +85,18 @@ class FlashDrafter:
             sampler: Greedy: drafts are the most likely tokens. Else each slot is drawn from its
                 processed law, siblings without replacement, and the tree holds the laws.
             key: PRNG key; not used if greedy.
-            topology: Shape of the tree, at most `block_size` deep; None: a chain of that length.
-                All rows of a depth share a slot, which knows the eldest drafts before it.
+            topology: Shape of the tree, at most `reach` deep; None: a chain of `block_size`. What
+                is deeper than `block_size` takes a second pass. All rows of a depth share a slot,
+                which knows the eldest drafts before it.
 
         Raises:
             ValueError: If the tree is too deep.
         """
         topology = self._topology if topology is None else topology
         depth = max(topology.depth)
-        if depth > self.block_size:
+        if depth > self.reach:
             raise ValueError(
-                f"A tree of this drafter must be at most {self.block_size} tokens deep; "
-                f"got {depth}."
+                f"A tree of this drafter must be at most {self.reach} tokens deep; got {depth}."
             )
         if depth == 0:
             return DraftTree(topology, mx.array([root], mx.int32))
@@ -208,9 +106,13 @@ class FlashDrafter:
             tokens = mx.where(mx.isnan(best.logprobs), -1, best.tokens.astype(mx.int32))[:, 0]
         else:
             tokens, logits = self._choose(state.slots[:depth], score)
+            if (first := self.block_size) < depth:
+                slots = self._ahead(tokens, state)[: depth - first]
+                further = self._choose(slots, lambda slot, logits: score(first + slot, logits))
+                tokens = mx.concatenate([tokens, further[0]])
+                logits = mx.concatenate([logits, further[1]])
         if not topology.is_chain:
-            width = max(map(len, topology.children))
-            ranked = mx.argsort(-score(0, logits), axis=-1)[:, :width]
+            ranked = _ranked(score(0, logits), max(map(len, topology.children)))
             level, rank = mx.array(topology.depth[1:]) - 1, mx.array(topology.ranks[1:])
             tokens = ranked[level, rank]
         tokens = mx.concatenate([mx.array([root], mx.int32), tokens.astype(mx.int32)])
@@ -218,25 +120,48 @@ class FlashDrafter:
             return DraftTree(topology, tokens)
         laws = sampler.probs(logits)  # the deepest drafts have no children: their row is not read
         laws = mx.concatenate([laws, mx.zeros_like(laws[:1])])
-        return DraftTree(topology, tokens, laws[mx.array(topology.depth)])
+        if not topology.is_chain:
+            laws = laws[mx.array(topology.depth)]
+        return DraftTree(topology, tokens, laws)
 
     def candidates(self, state: FlashState, depth: int, width: int) -> Candidates:
         """Return the likeliest tokens of the first `depth` slots; nothing is evaluated.
 
         Args:
             state: What `prefill` or `extend` returned.
-            depth: n, 1 to `block_size`.
+            depth: n, 1 to `reach`.
             width: W, tokens a slot.
         """
-        slots = state.slots[:depth]
+        found = self._likeliest(state.slots[:depth], width)
+        if depth > self.block_size:
+            best = mx.argmax(found[1], axis=-1, keepdims=True)
+            eldest = mx.take_along_axis(found[0], best, axis=-1)[:, 0]
+            slots = self._ahead(eldest, state)[: depth - self.block_size]
+            further = self._likeliest(slots, width)
+            found = (
+                mx.concatenate([found[0], further[0]]),
+                mx.concatenate([found[1], further[1]]),
+            )
+        return Candidates(*found, free=self.free)
+
+    def _likeliest(self, slots: mx.array, width: int) -> tuple[mx.array, mx.array]:
+        """Return the likeliest tokens of slots [n, D] and their log-probabilities, [n, W]."""
         if self._in_turn is None and self._best_tokens is not None:
-            return Candidates(*self._best_tokens(slots, width), in_turn=False)
+            return self._best_tokens(slots, width)
         _, logits = self._choose(slots, lambda _, logits: logits)
         logits = logits.astype(mx.float32)
         tokens = mx.argpartition(-logits, width - 1, axis=-1)[:, :width]
         chosen = mx.take_along_axis(logits, tokens, axis=-1)
         logprobs = chosen - mx.logsumexp(logits, axis=-1, keepdims=True)
-        return Candidates(tokens, logprobs, self._in_turn is not None)
+        return tokens, logprobs
+
+    def _ahead(self, tokens: mx.array, state: FlashState) -> mx.array:
+        """Return the slots [k, D] of a second pass, after a first block's tokens [k]."""
+        config, slots = self.model.config, state.slots
+        if config.hydra_size or config.recurrent_size:
+            said = self._embed(tokens[:-1]).astype(slots.dtype)
+            slots = self.model.correct(slots[None], said[None])[0]
+        return self._read(self._fuse(tokens, slots), slots[-1:], state).slots
 
     def _choose(
         self, slots: mx.array, score: Callable[[int, mx.array], mx.array]
@@ -257,63 +182,9 @@ class FlashDrafter:
         broken = mx.isnan(logits).any(axis=-1)
         return mx.where(broken, -1, tokens.astype(mx.int32)), logits
 
-    def _fuse(self, followers: tuple[int, ...], hidden: mx.array) -> mx.array:
-        """Return z, [A, D], of rows with these states and followers."""
-        embedding = self._embed(mx.array(followers, dtype=mx.int32)).astype(hidden.dtype)
-        fused: mx.array = self._fusion(self.model.pair(embedding, hidden))
-        gated = self.model.config.fusion == "gated"
-        return swiglu(*mx.split(fused, 2, axis=-1)) if gated else fused
 
-    def _append(self, entries: mx.array, part: Part | None, state: FlashState) -> FlashState:
-        """Write entries [A, D], which others follow, at once: their rows need not be kept."""
-        num_new = entries.shape[0]
-        keys, values = state.keys, state.values
-        if num_new:
-            joined = self._project(entries + self._slots[:1])
-            base = self.model.config.rope_base
-            _, keys, values = turn_and_write(joined, keys, values, state.length, base)
-        mx.async_eval(keys, values, [] if part is None else list(vars(part).values()))
-        return FlashState(keys, values, state.length + num_new, state.slots[:0], part)
-
-    def _project(self, rows: mx.array) -> mx.array:
-        """Return queries, keys and values of rows [R, D], not rotated: [R, 3, H, Dh]."""
-        config = self.model.config
-        joined = self._qkv(self.model.layers.input_layernorm(rows))
-        return joined.reshape(rows.shape[0], 3, config.num_heads, config.head_dim)
-
-    def _read(self, entries: mx.array, hidden: mx.array, state: FlashState) -> FlashState:
-        """Append entries to the cache and compute the slots of the last one.
-
-        Args:
-            entries: [A, D] of the compressed sequence, not yet with a slot's embedding.
-            hidden: [1, D] the target's at the last entry.
-            state: Its `length` entries are read, its slots are not.
-        """
-        config, block = self.model.config, self.model.layers
-        num_new, num_slots = entries.shape[0], self.block_size
-        rows = entries[-1:] + self._slots
-        latest = rows
-        if num_new > 1:
-            rows = mx.concatenate([entries[:-1] + self._slots[:1], rows])
-
-        attended, keys, values = slot_attention(
-            self._project(rows),
-            state.keys,
-            state.values,
-            state.length,
-            num_slots,
-            config.rope_base,
-        )
-        latest = latest + block.o_proj(attended.reshape(num_slots, -1))
-        gate, up = mx.split(self._gate_up(block.post_attn_layernorm(latest)), 2, axis=-1)
-        latest = latest + block.down_proj(swiglu(gate, up))
-        return FlashState(keys, values, state.length + num_new, latest + self._gate * hidden)
-
-    def _check(self, hidden: mx.array, num_rows: int) -> None:
-        """Require one hidden row of the right width for each row read."""
-        expected = (num_rows, self.model.config.hidden_size)
-        if hidden.shape != expected or num_rows == 0:
-            raise ValueError(
-                f"The drafter needs the target's hidden states of shape {expected}, one row for "
-                f"each row read and at least one; got {hidden.shape}."
-            )
+def _ranked(scores: mx.array, width: int) -> mx.array:
+    """Return the tokens [n, W] of the best scores [n, V], best first."""
+    best = mx.argpartition(-scores, width - 1, axis=-1)[:, :width]
+    order = mx.argsort(-mx.take_along_axis(scores, best, axis=-1), axis=-1)
+    return mx.take_along_axis(best, order, axis=-1)

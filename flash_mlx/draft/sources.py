@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import accumulate
-from operator import mul
 from typing import cast
 
 import mlx.core as mx
@@ -47,7 +46,7 @@ def slots(found: Candidates) -> Expand | None:
 
     def expand(path: tuple[int, ...]) -> Iterable[tuple[int, float, Hashable]]:
         depth = len(path)
-        if depth < len(ids) and (not found.in_turn or path == spine[:depth]):
+        if depth < len(ids) and (depth < found.free or path == spine[:depth]):
             for rank, (token, prob) in enumerate(zip(ids[depth], probs[depth], strict=True)):
                 yield token, prob, ("sibling", rank) if rank else ("draft", depth)
 
@@ -98,22 +97,6 @@ def prune(pace: Pace, nodes: tuple[Node, ...], depth: int) -> tuple[Node, ...]:
 def value(pace: Pace, nodes: Sequence[Node], depth: int) -> float:
     """Return the value (`Pace.value`) of a tree, drafted so far ahead."""
     return pace.value(sum(node.prob for node in nodes), 1 + len(nodes), depth)
-
-
-def chain_value(pace: Pace, depth: int) -> float:
-    """Return the value of a chain that is drafted so far ahead."""
-    hopes = accumulate((pace.rate(("draft", slot)).accepted for slot in range(depth)), mul)
-    return pace.value(sum(hopes), 1 + depth, depth)
-
-
-def outcomes_of_chain(pace: Pace, depth: int, tokens: tuple[int, ...]) -> Outcomes:
-    """Return what became of a chain that is `depth` long, in a round that brought these tokens.
-
-    Nobody looked at its drafts, so their forecasts are what was known of their slots.
-    """
-    kinds = [("draft", slot) for slot in range(min(depth, len(tokens)))]
-    hits = [slot < len(tokens) - 1 for slot in range(len(kinds))]
-    return {kind: [(pace.rate(kind).accepted, hit)] for kind, hit in zip(kinds, hits, strict=True)}
 
 
 def outcomes_of(nodes: Sequence[Node], tokens: tuple[int, ...]) -> Outcomes:

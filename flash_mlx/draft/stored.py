@@ -15,9 +15,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from flash_mlx import __version__
+from flash_mlx import __version__, blas
 from flash_mlx.cost import Costs
 from flash_mlx.files import cache_folder, read_json
+from flash_mlx.kernels.dispatch import mode
 
 
 def machine() -> dict[str, str]:
@@ -29,6 +30,8 @@ def machine() -> dict[str, str]:
         "device": f"{mx.default_device()} {mx.device_info().get('device_name', '')}",
         "cores": str(os.cpu_count()),
         "threads": str(threads),
+        "blas": blas.bind().name,
+        "kernels": mode(),
         "mlx": metadata.version("mlx"),
     }
 

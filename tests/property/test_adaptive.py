@@ -11,9 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flash_mlx.cost import Costs
+from flash_mlx.cost import RISK, RISK_PER_TOKEN, Costs, Pace
 from flash_mlx.decode import Drafter, Round, decode
 from flash_mlx.draft import AdaptiveDrafter, FlashDrafter, NgramDrafter
+from flash_mlx.draft import adaptive as adaptive_module
+from flash_mlx.draft.adaptive import paced
+from flash_mlx.draft.offers import Memory
+from flash_mlx.draft.unseen import outcomes_of_shape, shape
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
@@ -27,6 +31,7 @@ CURVES = {
     "free": Costs(1.0, ((1, 1.0), (12, 1.0)), ((1, 0.01), (3, 0.01))),
     "middling": Costs(1.0, ((1, 1.05), (4, 1.3), (12, 2.6)), ((1, 0.1), (3, 0.2))),
     "dear": Costs(1.0, ((1, 1.1), (2, 1.7), (12, 9.0)), ((1, 0.1), (3, 0.3))),
+    "two passes": Costs(1.0, ((1, 1.0), (16, 1.01)), ((1, 0.01), (3, 0.01), (4, 0.02), (6, 0.02))),
     "hopeless": Costs(1.0, ((1, 1.0), (2, 5.0)), ((1, 3.0), (3, 4.0))),
 }
 CHANGES = {"independent": {}, "in turn": {"hydra_size": 5}, "recurrent": {"recurrent_size": 4}}
@@ -119,10 +124,12 @@ def test_any_drafter_can_be_paced(
 
 
 @pytest.mark.parametrize("changes", ["independent", "in turn"])
-@pytest.mark.parametrize("lookup", [False, True], ids=["alone", "with lookup"])
-def test_sampled_text_has_the_targets_law(changes: str, lookup: bool) -> None:
+@pytest.mark.parametrize(
+    ("curve", "lookup"), [("free", False), ("free", True), ("two passes", False)]
+)
+def test_sampled_text_has_the_targets_law(changes: str, curve: str, lookup: bool) -> None:
     target, sampler, counts = target_of(0, 4), Sampler(temperature=0.9), np.zeros((4, 4))
-    drafter = adaptive(flash(0, changes, 4), "free", lookup=lookup)
+    drafter = adaptive(flash(0, changes, 4), curve, lookup=lookup)
     prompt = [1, 2, 1, 2, 1]
     for key in mx.random.split(mx.random.key(1), 300):
         _, *pair = generate(target, drafter, prompt, 3, sampler=sampler, key=key)
@@ -255,3 +262,119 @@ def test_ids_are_those_of_mlx_vlm(
     ids, accepted, rejected = run(loaded.target, alone, prompt, 120)
     assert ids == expected
     assert accepted + rejected > 0
+
+
+def trees_of(drafter: AdaptiveDrafter, temperature: float, budget: int = 60) -> list[Topology]:
+    """The trees that a text on the toy target is drafted with."""
+
+    class Watched(AdaptiveDrafter):
+        def draft(self, root: int, state: Any, sampler: Sampler, key: mx.array) -> DraftTree:
+            tree = super().draft(root, state, sampler, key)
+            found.append(tree.topology)
+            return tree
+
+    found: list[Topology] = []
+    watched = Watched(drafter.drafter, drafter.costs, memory=drafter.memory)
+    sampler = Sampler(temperature=temperature)
+    generate(target_of(1), watched, (1, 2), budget, sampler=sampler)
+    return found
+
+
+def test_sampled_drafts_have_siblings_and_take_two_passes_where_rows_cost_nothing() -> None:
+    free = trees_of(adaptive(flash(1, "in turn"), "two passes"), 1.0)
+    assert max(max(tree.depth) for tree in free) > 3  # the block of one pass
+    assert sum(not tree.is_chain for tree in free) > len(free) / 2
+    alone = trees_of(adaptive(flash(1, "in turn"), "free"), 1.0)
+    assert max(max(tree.depth) for tree in alone) == 3  # a second pass was not measured
+
+
+def test_greedy_drafts_take_a_second_pass_where_that_pays() -> None:
+    for changes in ("independent", "trusted"):
+        trees = trees_of(adaptive(flash(1, changes), "two passes"), 0.0)
+        assert max(max(tree.depth) for tree in trees) > 3
+
+
+def remembering(drafter: Drafter[Any], curve: str, memory: Memory) -> AdaptiveDrafter:
+    return paced(drafter, costs_of(curve), memory=memory)
+
+
+def test_what_was_of_no_use_in_one_text_is_tried_less_in_the_next() -> None:
+    target, memory = target_of(2), Memory()
+    useless = OracleDrafter(Topology.chain(3), target, laws=False, corruption=1.0)
+    drafted = []
+    for _ in range(4):
+        rounds = rounds_of(target, remembering(useless, "middling", memory), 40)
+        drafted.append(sum(each.num_drafted for each in rounds))
+    assert drafted[0] > 0
+    assert sum(drafted[1:]) < 2 * drafted[0]
+    good = OracleDrafter(Topology.chain(3), target, laws=False, corruption=0.0)
+    rounds = [rounds_of(target, remembering(good, "middling", memory), 60) for _ in range(8)]
+    assert sum(each.num_drafted for each in rounds[-1]) > 20  # it is found out
+
+
+def test_a_sampled_text_does_not_depend_on_earlier_texts() -> None:
+    target, memory, sampler = target_of(1), Memory(), Sampler(temperature=1)
+    drafter = remembering(flash(1, "in turn"), "middling", memory)
+    before = generate(target, drafter, (1, 2), 40, sampler=sampler)
+    for prompt in ((3,), (4, 5)):
+        generate(target, drafter, prompt, 40)
+    assert memory.pace is not None
+    assert generate(target, drafter, (1, 2), 40, sampler=sampler) == before
+
+
+@pytest.mark.parametrize("kept", [0, 2**24], ids=["read at once", "read when asked"])
+def test_a_parked_drafter_reads_the_prompt_when_it_is_asked(
+    kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adaptive_module, "KEPT", kept)
+    drafter = flash(3, "in turn")
+    memory = Memory(replace(Pace.begin(CURVES["middling"]), wait=5))
+    lazy = remembering(drafter, "middling", memory)
+    prompt, hidden = Prompt((1, 2, 3, 4)), mx.random.normal((4, 16), key=KEY)
+    state = lazy.read(prompt, 2, hidden[2:], lazy.read(prompt, 0, hidden[:2], None))
+    assert (state.main is None) == (kept > 0)
+    eager = drafter.read(prompt, 0, hidden, None)
+    shown = drafter.extend(hidden[-1:], (5,), eager)
+    assert mx.allclose(lazy._read(lazy.extend(hidden[-1:], (5,), state)).slots, shown.slots)
+    again = lazy.rewind(lazy.extend(hidden[-1:], (5,), state), 2)
+    assert again.main.length == drafter.rewind(shown, 2).length
+
+
+def test_a_tree_of_another_drafter_is_cut_to_what_may_be_lost() -> None:
+    target = target_of(2)
+    wide = Topology((-1, *[0] * 4, *[1] * 4))
+    oracle = OracleDrafter(wide, target, laws=False, corruption=1.0)
+    rounds = rounds_of(target, adaptive(oracle, "dear", lookup=False), 60)
+    assert max(each.num_drafted for each in rounds) < 8
+    curve = CURVES["dear"]
+    lost = sum(
+        curve.round(1 + each.num_drafted) + curve.draft(3) - len(each.tokens)
+        for each in rounds
+        if each.num_drafted
+    )
+    assert lost <= RISK + RISK_PER_TOKEN * 60 + 1e-6
+
+
+def test_spares_are_drafted_where_first_choices_fail_and_rows_are_cheap() -> None:
+    for curve, belief, chain in (("two passes", 0.8, False), ("middling", 0.97, True)):
+        pace = Pace.begin(CURVES[curve], belief)
+        assert (shape(pace, 3, 3, 1) is None) == chain
+    free = Pace.begin(CURVES["two passes"], 0.8)
+    in_turn, independent = (shape(free, 3, 3, count) or () for count in (1, 3))
+    assert all(node.path[:-1] == (0,) * (len(node.path) - 1) for node in in_turn)
+    assert any(node.path[:-1] != (0,) * (len(node.path) - 1) for node in independent)
+    for nodes in (in_turn, independent):  # elders come first, so ranks are those of the tree
+        topology = Topology((-1, *(node.parent for node in nodes)))
+        assert [node.path[-1] for node in nodes] == list(topology.ranks[1:])
+
+
+def test_what_became_of_a_tree_that_nobody_had_looked_at() -> None:
+    pace = Pace.begin(CURVES["two passes"], 0.8)
+    nodes = shape(pace, 2, 3, 1) or ()
+    drafts = [9, *(10 * len(node.path) + node.path[-1] for node in nodes)]
+    found = outcomes_of_shape(pace, nodes, drafts, (10, 21, 5))
+    hits = {kind: [hit for _, hit in each] for kind, each in found.items()}
+    assert hits == {("draft", 0): [True], ("draft", 1): [False], ("spare", 1): [True]}
+    found = outcomes_of_shape(pace, nodes, drafts, (12, 5))
+    hits = {kind: [hit for _, hit in each] for kind, each in found.items()}
+    assert hits == {("draft", 0): [False], ("spare", 1): [False], ("spare", 2): [True]}

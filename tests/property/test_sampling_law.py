@@ -8,10 +8,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from flash_mlx.accept import judge
+from flash_mlx import accept
 from flash_mlx.decode import NoDrafter
 from flash_mlx.draft import NgramDrafter
-from flash_mlx.sampling import Sampler
+from flash_mlx.sampling import Sampler, draw
 from flash_mlx.tree import DraftTree, Topology
 from law import assert_law
 from toy import OracleDrafter, RandomDrafter, ToyTarget, draw_tree, exact_law, generate
@@ -53,11 +53,13 @@ def one_step(
     spine is long.
     """
     num_rows, vocab_size = len(topology), q.shape[0]
-    tree_key, key = mx.random.split(mx.random.key(7))
+    tree_key, coin_key, draw_key = mx.random.split(mx.random.key(7), 3)
     q = mx.broadcast_to(q, (num_rows, vocab_size))
     tree = DraftTree(topology, draw_tree(topology, q, tree_key), q if laws else None)
-    verdict = judge(tree, mx.broadcast_to(p_logits, q.shape), sampler, key)
-    tokens, holds, next_tokens = np.array(verdict.table)
+    p = sampler.probs(mx.broadcast_to(p_logits, q.shape))
+    found, rest = accept._reject(tree, p, coin_key)
+    tokens, holds = np.array(tree.tokens), np.array(found)
+    next_tokens = np.array(draw(rest(mx.arange(num_rows)), draw_key))
     counts = np.zeros(vocab_size)
     for row in spine:
         held = [child for child in topology.children[row] if holds[child]]

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flash_mlx.accept import Acceptance, accept, judge
+from flash_mlx import accept as accept_module
+from flash_mlx.accept import Acceptance, Verdict, accept
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
 from toy import GREEDY, KEY, draw_tree, steady, topologies
@@ -110,8 +111,17 @@ def test_a_residual_that_vanishes_gives_way_to_the_law() -> None:
     # A law that sums to 1 - 1e-7 may reject its own token; then there is no residual.
     p = mx.array([[0.0, -1e-6, -30.0]] * 2)
     q = PLAIN.probs(p)
-    verdicts = [judge(chain(0, 0, probs=q), p, PLAIN, mx.random.key(s)) for s in range(50)]
-    assert {v.next_tokens.tolist()[0] for v in verdicts} == {0, 1}
+    _, rest = accept_module._reject(chain(0, 0, probs=q), PLAIN.probs(p), KEY)
+    np.testing.assert_array_equal(np.array(rest(mx.array(0))), np.array(q[0]))
+
+
+@steady
+@given(topologies(), st.integers(0, 10**6))
+def test_the_device_finds_the_end_of_the_walk(topology: Topology, seed: int) -> None:
+    holds = mx.random.uniform(shape=(len(topology),), key=mx.random.key(seed)) < 0.6
+    table = mx.stack([mx.zeros(holds.shape, mx.int32), holds, mx.arange(len(topology))])
+    end = accept_module._end(topology, holds).item()
+    assert Verdict(topology, table).walk().rows[-1] == end
 
 
 def test_judging_leaves_the_tree_as_it_was() -> None:

@@ -9,11 +9,12 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
+from flash_mlx import blas
 from flash_mlx.cost import Costs
 from flash_mlx.draft import AdaptiveDrafter, Calibrator, FlashDrafter
 from flash_mlx.draft import calibrate as module
 from flash_mlx.draft.calibrate import NOMINAL
-from flash_mlx.draft.stored import store_costs
+from flash_mlx.draft.stored import machine, store_costs
 from flash_mlx.targets import LoadedTarget
 from flash_mlx.targets.scratch import scratch_cache
 from flash_mlx.tree import DraftTree, Topology
@@ -47,7 +48,7 @@ def test_rounds_and_drafts_are_measured_on_the_real_loop(llava: LoadedTarget, fo
     small = ToyTarget()
     drafter = FlashDrafter(random_model(), small.embed, small.lm_head)
     drafted = module._drafts(drafter, small.hidden_size)
-    assert list(drafted) == [1, 3]
+    assert list(drafted) == [1, 3, 4, 6]  # a block of 3, and a second pass
     assert all(run() > 0 for run in drafted.values())
     start = time.perf_counter()
     costs = calibrator(llava).costs(30, greedy=True)
@@ -187,3 +188,22 @@ def test_without_a_home_nothing_is_stored(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(Path, "home", homeless)
     assert store_costs(SOUND, {"a": "b"}) is None
+
+
+@pytest.mark.parametrize("limit", [300, 90, 40, 12])
+def test_a_short_context_is_enough_to_measure_in(
+    limit: int, llava: LoadedTarget, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llava.target, "max_context", limit)
+    monkeypatch.setattr(module, "BUDGET", 0.0)
+    costs, _ = calibrator(llava)._measure(calibrator(llava)._context(5))
+    assert costs.rounds[0][0] == 1
+    assert costs.rounds[-1][0] < limit
+
+
+def test_costs_belong_to_a_blas_and_to_a_choice_of_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLASH_MLX_KERNELS", "on")
+    with_kernels = machine()
+    monkeypatch.setenv("FLASH_MLX_KERNELS", "off")
+    assert machine() != with_kernels
+    assert machine()["blas"] == blas.bind().name

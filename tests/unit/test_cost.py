@@ -113,7 +113,7 @@ def test_pauses_grow_while_nothing_is_accepted() -> None:
     _, depths = replay([0] * 2000, Costs(1.0, CURVES["CPU"], DRAFTS))
     tries = [place for place, depth in enumerate(depths) if depth]
     gaps = [b - a for a, b in itertools.pairwise(tries)]
-    assert gaps[-1] > gaps[len(gaps) // 2] > gaps[0]
+    assert gaps[-1] >= gaps[len(gaps) // 2] > gaps[0]
     assert max(gaps[1:]) > 4 * FIRST_GAP
 
 

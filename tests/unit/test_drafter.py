@@ -11,6 +11,7 @@ from flash_mlx.decode import Drafter
 from flash_mlx.draft import FlashDrafter, FlashState
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
+from flash_mlx.tree import Topology
 from flash_reference import SMALL, compressed, corrected, random_model, slot_outputs, weights_of
 from toy import KEY, ToyTarget, exact_law, generate, greedy_oracle
 
@@ -283,3 +284,30 @@ def test_hidden_states_of_another_size_are_refused():
 def test_a_block_size_that_the_model_lacks_is_refused(block_size):
     with pytest.raises(ValueError, match="1 to 3 tokens"):
         make_drafter(None, block_size)
+
+
+@pytest.mark.parametrize("changes", [{}, *CORRECTIONS])
+@pytest.mark.parametrize("sampler", [GREEDY, WARM], ids=["greedy", "sampled"])
+def test_a_second_pass_reads_the_first_block_as_if_it_were_accepted(changes, sampler):
+    model = random_model(replace(SMALL, **changes))
+    drafter, (tokens, hidden) = make_drafter(model), text(9)
+    state = read(drafter, tokens, hidden, [(2, 6)], (7, 2))
+    tree = drafter.draft(tokens[9], state, sampler, KEY, Topology.chain(5))
+    root, *said = tree.tokens.tolist()
+    heard = TARGET.embed(mx.array(said[:2]))
+    slots = state.slots
+    if "hydra_size" in changes or "recurrent_size" in changes:
+        slots = model.correct(slots[None], heard[None])[0]
+    further = drafter.extend(slots, tuple(said[:3]), state)
+    if sampler.greedy:
+        assert said[:3] == drafter.draft(root, state, sampler, KEY).tokens.tolist()[1:]
+        assert said[3:] == drafter.draft(said[2], further, sampler, KEY).tokens.tolist()[1:3]
+        found = drafter.candidates(state, 5, 1)
+        assert found.tokens[:, 0].tolist() == said
+    else:
+        laws, at_root = tree.probs, drafter._likeliest(further.slots[:1], 11)
+        raw = mx.take_along_axis(at_root[1], mx.argsort(at_root[0], axis=-1), axis=-1)
+        np.testing.assert_allclose(np.array(laws[3:4]), np.array(sampler.probs(raw)), atol=1e-5)
+        assert all(laws[row, token].item() > 0 for row, token in enumerate(said))
+    with pytest.raises(ValueError, match="at most 6 tokens deep; got 7"):
+        drafter.draft(tokens[9], state, sampler, KEY, Topology.chain(7))
