@@ -78,6 +78,27 @@ def test_a_round_that_is_cut_keeps_its_counts_consistent(llava: LoadedTarget) ->
     assert transcript.stopped
 
 
+@pytest.mark.parametrize("stop", ["🙂", "é", "🙂 red", "d🙂"])
+@pytest.mark.parametrize("at_once", [1, 2, 5])
+def test_a_stop_string_that_no_tokens_spell_is_found(
+    llava: LoadedTarget, stop: str, at_once: int
+) -> None:
+    """Its bytes are tokens of their own, and share tokens and rounds with other text."""
+    text = "A large red🙂 red é circle."
+    tokenizer = llava.processor.tokenizer
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert len(tokenizer.encode("🙂", add_special_tokens=False)) > 2
+    rounds = [
+        Round(tuple(ids[i : i + at_once]), at_once - 1, 0) for i in range(0, len(ids), at_once)
+    ]
+    transcript = Transcript(llava.processor, (), [stop])
+    said = [token for each in transcript.watch(rounds) for token in each.tokens]
+    assert transcript.stopped
+    assert transcript.take() + transcript.finish() == text[: text.index(stop)]
+    assert stop in tokenizer.decode(said)
+    assert stop not in tokenizer.decode(said[:-1])
+
+
 @pytest.fixture(scope="module")
 def plain(tiny_llava: Path) -> Model:
     return load(tiny_llava, draft="none")
