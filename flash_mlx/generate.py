@@ -276,10 +276,14 @@ def _respond(
         max_tokens=max_tokens,
         stop_ids=stop_ids,
     )
+    said: list[int] = []
     try:
         for each in stats.watch(transcript.watch(rounds)):
+            said += each.tokens
             yield response(transcript.take(), each.tokens, num_drafted=transcript.num_drafted)
     finally:
         reading.close()
+        if model.observer is not None:
+            model.observer(prompt, tuple(said))
     rest = transcript.finish()
     yield response(rest, finish_reason="stop" if transcript.stopped else "length")

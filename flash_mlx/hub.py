@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def resolve_path(
     *,
     torch_files: bool = False,
     force: bool = False,
+    only: Sequence[str] = HUB_FILES,
 ) -> Path:
     """Return the local folder of a model: a folder itself, or a download from Hugging Face.
 
@@ -32,6 +34,7 @@ def resolve_path(
         revision: Branch, tag or commit on the hub; a folder has none.
         torch_files: Whether a torch file is wanted where there are no safetensors.
         force: Download even if disk or memory seem too small.
+        only: Patterns of the files to download.
 
     Raises:
         OSError: If there is no such folder and the hub gives none either, or the download would
@@ -51,7 +54,7 @@ def resolve_path(
         )
     from huggingface_hub import constants, snapshot_download
 
-    patterns = list(HUB_FILES)
+    patterns = list(only)
     try:
         files = _list(text, revision)
         whole = any(name.endswith(".safetensors") for name in files)

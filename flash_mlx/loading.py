@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import mlx.core as mx
 from flash_mlx import blas, registry
 from flash_mlx.checkpoint import TargetFacts, load_drafter
 from flash_mlx.decode import Drafter, Target
-from flash_mlx.draft import AdaptiveDrafter, Calibrator, FlashDrafter, NgramDrafter
+from flash_mlx.draft import AdaptiveDrafter, Calibrator, FlashDrafter, FlashModel, NgramDrafter
 from flash_mlx.draft.adaptive import paced, unpaced
 from flash_mlx.draft.kinds import kind_of
 from flash_mlx.draft.offers import Memory
@@ -25,6 +25,8 @@ from flash_mlx.targets.taps import TappedTarget
 from flash_mlx.targets.weights import num_bytes
 
 DEMO = Path(__file__).parent / "demo"
+
+Observer = Callable[[Prompt, tuple[int, ...]], None]
 
 Drafting = Literal["tree", "chain", "fixed"]
 """How much is drafted: as much as pays, with siblings where they pay (`tree`) or without (`chain`),
@@ -43,6 +45,7 @@ class Model:
         draft_kind: `flash`, `eagle`, `eagle3`, `msd`, `vispec`, `ngram` or `none`.
         is_demo: Whether the target is the bundled demo, which only knows drawn scenes.
         draft_reason: Why `auto` chose this drafter; empty if it was named.
+        observer: Given each prompt and the ids of its answer, once it ends; None: nobody is.
     """
 
     loaded: LoadedTarget = field(repr=False)
@@ -52,6 +55,7 @@ class Model:
     draft_kind: str
     is_demo: bool
     draft_reason: str = ""
+    observer: Observer | None = field(default=None, repr=False)
 
     @property
     def target(self) -> Target:
@@ -279,9 +283,11 @@ def read_by(drafter: Drafter[Any] | None, loaded: LoadedTarget) -> LoadedTarget:
         ValueError: If the target lacks the layers that the drafter reads.
     """
     plain, drafter = untapped(loaded), unpaced(drafter)
-    if not isinstance(drafter, StepwiseDrafter):
+    if not isinstance(drafter, FlashDrafter | StepwiseDrafter):
         return plain
     model = drafter.model
+    if isinstance(model, FlashModel) and not model.config.taps:
+        return plain
     taps = model.taps(plain.target.num_layers)
     return replace(plain, target=TappedTarget(plain.target, taps, hidden=model.needs_hidden))
 

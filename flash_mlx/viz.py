@@ -68,7 +68,8 @@ def latent_weights(
     question = make_prompt(model.loaded, prompt, images, system=system)
     hidden = model.target.prefill(question, model.target.make_cache()).hidden
     grids = [_grid(question, number) for number in range(len(images))]
-    weights = [drafter.model.latent_weights(hidden[a:b]) for a, b in question.image_spans]
+    rows = drafter.model.features(hidden)
+    weights = [drafter.model.latent_weights(rows[a:b]) for a, b in question.image_spans]
     mx.eval(weights)
     return [np.array(w).reshape(-1, *grid) for w, grid in zip(weights, grids, strict=True)]
 

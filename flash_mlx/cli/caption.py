@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flash_mlx.cli.generate import DEFAULT_PROMPT, model_options, notices, sampling_options
+from flash_mlx.cli.learn import learn_options, observed
 from flash_mlx.cli.options import INTERRUPTED
 from flash_mlx.cli.penalties import penalty_options
 from flash_mlx.cli.video import video_options
@@ -50,6 +51,7 @@ def _refuse_workers(
     help="JSONL file that gets a row for each picture.",
 )
 @model_options
+@learn_options
 @click.option(
     "--prompt",
     default=DEFAULT_PROMPT,
@@ -71,6 +73,7 @@ def command(
     draft_model: str,
     draft_block_size: int | None,
     loading: dict[str, Any],
+    learn: tuple[Path | None, float],
     prompt: str,
     resume: bool,
     sidecar: bool,
@@ -91,7 +94,7 @@ def command(
         job.close()
         click.echo(f"Nothing is left to do: {job.num_done} done before.", err=True)
         return 0
-    loaded = load(model, draft_model, draft_block_size=draft_block_size, **loading)
+    loaded = observed(load(model, draft_model, draft_block_size=draft_block_size, **loading), learn)
     for line in notices(loaded, draft_model):
         click.echo(line, err=True)
     captions = job.run(loaded, **settings)

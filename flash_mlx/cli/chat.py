@@ -7,11 +7,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flash_mlx.cli.generate import _print_stream, model_options, notices, sampling_options
+from flash_mlx.cli.learn import learn_options, observed
 from flash_mlx.cli.options import INTERRUPTED, ListOptions, at_least
 from flash_mlx.cli.penalties import penalty_options
 from flash_mlx.cli.report import as_json_object, statistics
@@ -26,6 +28,7 @@ HELP = "/image FILE adds a picture, /reset begins anew, /quit ends, Ctrl-C ends 
 
 @click.command("chat", cls=ListOptions)
 @model_options
+@learn_options
 @click.option("--image", multiple=True, metavar="FILE...", help="Pictures to talk about.")
 @click.option("--system", help="System message.")
 @sampling_options
@@ -43,6 +46,7 @@ def command(
     draft_model: str,
     draft_block_size: int | None,
     loading: dict[str, Any],
+    learn: tuple[Path | None, float],
     image: tuple[str, ...],
     system: str | None,
     cache_gb: float | None,
@@ -61,7 +65,7 @@ def command(
     from flash_mlx.session import Session
 
     pictures = [load_image(file) for file in image]  # before the model: fails soon
-    loaded = load(model, draft_model, draft_block_size=draft_block_size, **loading)
+    loaded = observed(load(model, draft_model, draft_block_size=draft_block_size, **loading), learn)
     for line in notices(loaded, draft_model):
         click.echo(line, err=True)
     max_bytes = None if cache_gb is None else int(cache_gb * 1e9)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from flash_mlx.cli.learn import learn_options, observed
 from flash_mlx.cli.options import INTERRUPTED, at_least, between, loading_options
 from flash_mlx.cli.penalties import penalty_options
 from flash_mlx.cli.report import as_json_object, statistics, weights
@@ -132,6 +133,7 @@ def _check_stop(
 
 @click.command("generate", cls=MediaOptions)
 @model_options
+@learn_options
 @click.option("--image", multiple=True, metavar="FILE...", help="Pictures, one or more.")
 @click.option("--video", multiple=True, metavar="FILE...", help="Videos, one or more.")
 @video_options
@@ -150,6 +152,7 @@ def command(
     draft_model: str,
     draft_block_size: int | None,
     loading: dict[str, Any],
+    learn: tuple[Path | None, float],
     image: tuple[str, ...],
     video: tuple[str, ...],
     fps: float,
@@ -174,7 +177,7 @@ def command(
 
     # Before the model: what is wrong with them should not take minutes to hear.
     images = open_media(context, image, video, fps=fps, max_frames=max_frames)
-    loaded = load(model, draft_model, draft_block_size=draft_block_size, **loading)
+    loaded = observed(load(model, draft_model, draft_block_size=draft_block_size, **loading), learn)
     for line in notices(loaded, draft_model):
         click.echo(line, err=True)
     if show_latents is not None:

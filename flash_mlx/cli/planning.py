@@ -27,7 +27,9 @@ def show_plan(options: Mapping[str, Any]) -> None:
         ValueError: It lacks a size.
     """
     name = options["model"]
-    folder = DEMO / "target" if name == "demo" else resolve_path(name, options["revision"])
+    folder = DEMO / "target"
+    if name != "demo":
+        folder = resolve_path(name, options["revision"], only=("config.json",))
     target = read_json(folder / "config.json")
     config, sizes = settings(options)
     on_cpu = mx.default_device() == mx.Device(mx.cpu)

@@ -47,7 +47,19 @@ def _settings(
 @click.option("--model", default="demo", show_default=True, help="Target: demo, folder or hub id.")
 @click.option("--revision", help="Branch, tag or commit of the target's hub id.")
 @click.option(
-    "--data", help="Folder or glob of pictures, or a JSON or JSONL data set (LLaVA, messages)."
+    "--data",
+    help="Folder or glob of pictures, or a data set (LLaVA or messages): a JSON, JSONL or Parquet "
+    "file, a folder of Parquet files, or a hub id.",
+)
+@click.option(
+    "--split", default="train", show_default=True, help="Part of a Parquet or hub data set."
+)
+@click.option(
+    "--from-traffic",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Learn from what --learn DIR of generate, caption and chat collected; with --data or "
+    "without.",
 )
 @click.option(
     "--output",
@@ -84,6 +96,19 @@ def _settings(
     "--answer-cache",
     type=click.Path(dir_okay=False, path_type=Path),
     help="File of the target's answers, which runs may share; answers.jsonl in --output if unset.",
+)
+@click.option(
+    "--cache-features",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Keep the target's hidden states in DIR, for this run and later ones; large.",
+)
+@click.option(
+    "--cache-dtype",
+    type=click.Choice(["float16", "bfloat16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="What they are stored as.",
 )
 @click.option("--prompt", "prompts", multiple=True, help="What to ask about pictures.")
 @click.option("--prompts-per-image", type=int, default=1, show_default=True, callback=at_least(1))
@@ -143,6 +168,9 @@ def _settings(
     metavar="NAME=VALUE...",
     help="Any setting of TrainConfig, losses.NAME, or drafter.NAME (FlashConfig).",
 )
+@click.option(
+    "--report-to", type=click.Choice(["wandb"]), help="Report there too; WANDB_MODE=offline works."
+)
 @click.option("--bench/--no-bench", default=True, help="Measure the speed-up at the end.")
 def command(**options: Any) -> int:
     """Train a drafter for a model, on this machine, from pictures.
@@ -161,9 +189,12 @@ def command(**options: Any) -> int:
 
         show_plan(options)
         return 0
-    for name in ("data", "output"):
-        if not options[name]:
-            raise click.UsageError(f"--{name} must be given; only --plan can do without.")
+    if not (options["data"] or options["from_traffic"]):
+        raise click.UsageError(
+            "--data or --from-traffic must be given; only --plan can do without."
+        )
+    if not options["output"]:
+        raise click.UsageError("--output must be given; only --plan can do without.")
     from flash_mlx.cli.training import run
 
     return 0 if run(options) else INTERRUPTED

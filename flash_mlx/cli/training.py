@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import platform
 import statistics
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,34 +15,22 @@ import mlx.core as mx
 
 from flash_mlx import bench
 from flash_mlx.checkpoint import load_model, resolve_path
+from flash_mlx.cli.asking import Data, answer, ask
 from flash_mlx.cli.progress import Bar, interruptible, progress
+from flash_mlx.cli.reporting import Several, report_to
+from flash_mlx.decode import Target
 from flash_mlx.draft import FlashDrafter, FlashModel
-from flash_mlx.loading import DEMO, Model, load
-from flash_mlx.train import Example, Teacher, TrainConfig, Trainer
-from flash_mlx.train.answers import (
-    AnswerFile,
-    AnswerSettings,
-    Asked,
-    PromptMaker,
-    answer_all,
-    given_answers,
-)
+from flash_mlx.loading import DEMO, Model, load, read_by
+from flash_mlx.train import Example, Teacher, TrainConfig, Trainer, TrainingCallback
 from flash_mlx.train.card import Facts, write_card
 from flash_mlx.train.config import configure
-from flash_mlx.train.folder import (
-    ANSWERS,
-    PLOT,
-    SKIPPED,
-    check,
-    claim,
-    describe_target,
-    list_skipped,
-)
+from flash_mlx.train.features import FeatureCache
+from flash_mlx.train.folder import PLOT, RUN, check, claim, describe_target
 from flash_mlx.train.initial import Start, drafter_config, new_model
 from flash_mlx.train.plan import chunk_for
 from flash_mlx.train.plot import plot, read_metrics
-from flash_mlx.train.source import Found, find_questions
-from flash_mlx.train.validate import BEST_BY, hold_out, validator
+from flash_mlx.train.teacher import read_example
+from flash_mlx.train.validate import BEST_BY, validator
 
 DTYPES: Mapping[mx.Dtype, Literal["float32", "bfloat16", "float16"]] = {
     mx.float32: "float32",
@@ -49,16 +38,16 @@ DTYPES: Mapping[mx.Dtype, Literal["float32", "bfloat16", "float16"]] = {
     mx.float16: "float16",
 }
 HIDDEN_BYTES = 1 << 30  # of the target's states that stay in memory
-NOT_ASKED = ("resume", "overwrite", "plan", "save_every", "bench", "output", "answer_cache")
-
-
-@dataclass(frozen=True, eq=False)
-class _Data:
-    """What a run learns from and is measured on; `facts` tell about it."""
-
-    examples: list[Example]
-    held_out: list[Asked]
-    facts: dict[str, Any]
+NOT_ASKED = (
+    "resume",
+    "overwrite",
+    "plan",
+    "save_every",
+    "bench",
+    "output",
+    "answer_cache",
+    "report_to",
+)
 
 
 def run(options: Mapping[str, Any]) -> bool:
@@ -77,43 +66,88 @@ def run(options: Mapping[str, Any]) -> bool:
     request = {name: str(v) if isinstance(v, Path) else v for name, v in wanted.items()}
     resume = bool(options["resume"])
     is_begun = check(output, request, resume=resume, overwrite=options["overwrite"])
-    begin = options["init_from"]
-    folder = None if not begin else DEMO / "drafter" if begin == "demo" else resolve_path(begin)
-    model = load(options["model"], folder or "auto", revision=options["revision"])
-    start: Start = options["start"] or "random"
-    if folder is None:
-        shape = drafter_config(model.loaded, start, sizes)
-        drafter = new_model(model.loaded, shape, start, config.seed)
-    else:
-        drafter = load_model(folder)
+    reporter = report_to(options["report_to"], output, request)
+    model, drafter, origin = _begin(options, config, sizes)
     target = describe_target(model)
-    found, asked = _ask(model, options, config, str(target["sha256"]))
-    claim(output, request, resume=resume)
-    data = _answer(model, options, found, asked)
+    questions = ask(model, options, config, str(target["sha256"]))
+    # What another run left is dropped last, once nothing can be wrong with this one's settings.
+    is_taken = not resume and (output / RUN).is_file()
+    if not is_taken:
+        claim(output, request, resume=resume)
+    data = answer(model, options, questions)
     if "dtype" not in options["settings"]:
         narrow = DTYPES[model.target.embed(mx.array([0])).dtype]
         config = replace(config, dtype=narrow)
     if "chunk" not in options["settings"]:
         config = replace(config, chunk=chunk_for(drafter.config))
+    lends = model.target
+    # With taps, the target hands out more of itself.
+    target_read = read_by(FlashDrafter(drafter, lends.embed, lends.lm_head), model.loaded).target
     trainer = Trainer(
         drafter,
-        Teacher.of(model.target, HIDDEN_BYTES),
+        _teacher(target_read, options, data.examples, drafter.width),
         data.examples,
         output,
         config,
         target_info=target,
         validate=validator(
-            model.target,
+            target_read,
             [one.prompt for one in data.held_out],
             options["max_tokens"],
             model.loaded.eos_ids,
         ),
     )
-    finished = _train(trainer, is_begun=is_begun)
+    if is_taken:
+        claim(output, request, resume=False)
+    with reporter:
+        finished = _train(trainer, reporter, is_begun=is_begun)
     if finished:
-        origin = f"the drafter {begin}" if begin else start
         _describe(model, trainer, data, target, origin, options)
     return finished
+
+
+def _begin(
+    options: Mapping[str, Any], config: TrainConfig, sizes: Mapping[str, Any]
+) -> tuple[Model, FlashModel, str]:
+    """Return the target with what drafts its answers, the drafter to train, and its origin."""
+    begin = options["init_from"]
+    if begin:
+        folder = DEMO / "drafter" if begin == "demo" else resolve_path(begin)
+        model = load(options["model"], folder, revision=options["revision"])
+        return model, load_model(folder), f"the drafter {begin}"
+    start: Start = options["start"] or "random"
+    model = load(options["model"], "auto", revision=options["revision"])
+    try:
+        shape = drafter_config(model.loaded, start, sizes)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    return model, new_model(model.loaded, shape, start, config.seed), start
+
+
+def _teacher(
+    target: Target, options: Mapping[str, Any], examples: Sequence[Example], width: int
+) -> Teacher:
+    """Return the target as a teacher, which reads its states from the disk if that was wanted.
+
+    Raises:
+        OSError: There is no room for them.
+    """
+    folder = options["cache_features"]
+    if folder is None:
+        return Teacher.of(target, HIDDEN_BYTES)
+    cache = FeatureCache(folder, options["cache_dtype"], width)
+    missing = cache.missing(examples)
+    size = cache.size(missing)
+    free = cache.require_room(size)
+    click.echo(
+        f"The target's states of {len(missing)} answers take {size / 1e6:.1f} MB in {folder} "
+        f"({len(examples) - len(missing)} are there; {free / 1e9:.1f} GB are free).",
+        err=True,
+    )
+    with progress("Caching", len(missing), "answer") as bar:
+        cache.fill(missing, partial(read_example, target), bar.update)
+    dtype = target.embed(mx.array([0])).dtype
+    return Teacher.of(target, HIDDEN_BYTES, lambda example: cache.get(example, dtype))
 
 
 def settings(options: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
@@ -142,10 +176,16 @@ def settings(options: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
         changes["learning_rate"] = configure(options["preset"]).learning_rate / 10
     sizes = {}
     for name, value in options["settings"].items():
+        if name in ("drafter.hidden_size", "drafter.vocab_size"):
+            raise click.UsageError(f"{name} is the target's own; leave it out.")
         if name.startswith("drafter."):
             sizes[name.removeprefix("drafter.")] = value
         else:
             changes[name] = value
+    if changes["best_by"] not in ("", BEST_BY, f"{BEST_BY}_t1"):
+        raise click.UsageError(
+            f"best_by must be {BEST_BY}, {BEST_BY}_t1 or empty; got {changes['best_by']!r}."
+        )
     if sizes and options["init_from"]:
         raise click.UsageError("With --init-from, a drafter's sizes are its own; leave them out.")
     try:
@@ -154,79 +194,7 @@ def settings(options: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
         raise click.UsageError(str(error)) from error
 
 
-def _ask(
-    model: Model, options: Mapping[str, Any], config: TrainConfig, target_hash: str
-) -> tuple[Found, list[Asked]]:
-    """Find the questions, and read their pictures once.
-
-    Raises:
-        ValueError: None can be used.
-    """
-    found = find_questions(
-        options["data"],
-        prompts=options["prompts"],
-        prompts_per_image=options["prompts_per_image"],
-        image_folder=options["image_folder"],
-        text_rows=config.order == "text_first",
-        limit=options["limit"],
-        seed=options["seed"],
-    )
-    with progress("Reading", len(found.questions), "question") as bar:
-        asked = PromptMaker(model.loaded, target_hash).ask_all(found, bar.update)
-    if not asked:
-        raise ValueError(
-            f"There must be something to learn from; nothing in {options['data']} can be used: "
-            f"{_some(found)}."
-        )
-    return found, asked
-
-
-def _answer(
-    model: Model,
-    options: Mapping[str, Any],
-    found: Found,
-    asked: list[Asked],
-) -> _Data:
-    """Hold some questions out and answer the others.
-
-    Raises:
-        ValueError: No answer can be used.
-    """
-    output, most, seed = options["output"], options["validation_prompts"], options["seed"]
-    kept, held_out = hold_out(asked, lambda one: one.question.images or one.digest, most, seed)
-    facts = {"source": options["data"], "questions": len(asked), "held out": len(held_out)}
-    facts["answers of"] = options["answers"]
-    cut = 0
-    if options["answers"] == "dataset":
-        examples, cut = given_answers(model.loaded, kept, found, options["max_tokens"])
-        facts["answers cut off"] = cut
-    else:
-        how = AnswerSettings(options["temperatures"], options["max_tokens"], seed)
-        facts["at temperatures"] = ", ".join(f"{t:g}" for t in how.temperatures)
-        file = AnswerFile(options["answer_cache"] or output / ANSWERS)
-        count = len(kept) * len(how.temperatures)
-        with progress("Answering", count, "answer") as bar:
-            examples = answer_all(model, kept, how, file, lambda _: bar.update())
-    facts |= {"examples": len(examples), "tokens": sum(len(e.answer) for e in examples)}
-    facts["left out"] = len(found.skipped)
-    list_skipped(output, found.skipped)
-    if found.skipped:
-        click.echo(
-            f"Left out {len(found.skipped)}, listed in {output / SKIPPED}: {_some(found)}.",
-            err=True,
-        )
-    if cut:
-        click.echo(f"Cut off {cut} answers that were too long.", err=True)
-    if not held_out:
-        click.echo("There is one picture only, so the drafter is measured on it too.", err=True)
-    return _Data(examples, (held_out or asked)[:most], facts)
-
-
-def _some(found: Found) -> str:
-    return "; ".join(f"{source}: {reason.rstrip('.')}" for source, reason in found.skipped[:3])
-
-
-def _train(trainer: Trainer, *, is_begun: bool) -> bool:
+def _train(trainer: Trainer, reporter: TrainingCallback, *, is_begun: bool) -> bool:
     """Begin or go on; SIGINT ends the run with a checkpoint."""
     with interruptible() as interrupted:
         if is_begun:
@@ -234,7 +202,7 @@ def _train(trainer: Trainer, *, is_begun: bool) -> bool:
         else:
             trainer.save()  # from here on there is something to resume
         bar = Bar(trainer.step, trainer.config.iterations)
-        trainer.callback = bar
+        trainer.callback = Several((bar, reporter))
         finished = trainer.run(lambda: bool(interrupted))
         bar.close()
     if not finished:
@@ -245,7 +213,7 @@ def _train(trainer: Trainer, *, is_begun: bool) -> bool:
 def _describe(
     model: Model,
     trainer: Trainer,
-    data: _Data,
+    data: Data,
     target: Mapping[str, Any],
     origin: str,
     options: Mapping[str, Any],
@@ -288,4 +256,5 @@ def _describe(
         ),
         "",
     )
-    click.echo(f"{output}: {trainer.best:.2f} tokens per pass on held-out questions{speed}")
+    length = "" if trainer.best is None else f": {trainer.best:.2f} tokens per pass"
+    click.echo(f"{output}{length} on held-out questions{speed}")

@@ -44,6 +44,8 @@ class FlashConfig(Settings):
         recurrent_size: Width of the recurrent network that corrects slot i's output by the tokens
             of slots 0 to i - 1; 0 has none. Better than the other two (measured), and instead of
             `hydra_size`.
+        taps: Whether the drafter reads the inputs of three of the target's layers besides its
+            last hidden states (see `FlashModel.taps`).
         expected_acceptance: Chance that a draft is accepted if those before it are, as training
             measured it; only decides how far ahead a text's first drafts go.
 
@@ -88,6 +90,7 @@ class FlashConfig(Settings):
     markov_rank: int = 0
     hydra_size: int = 0
     recurrent_size: int = 0
+    taps: bool = False
     expected_acceptance: float = PRIOR
 
     @property

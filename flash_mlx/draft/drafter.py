@@ -61,8 +61,8 @@ class FlashDrafter(FlashReader):
 
     @property
     def reach(self) -> int:
-        """Most tokens that can be drafted ahead."""
-        return PASSES * self.block_size
+        """Most tokens that can be drafted ahead; a second pass has no taps to read."""
+        return self.block_size if self.model.config.taps else PASSES * self.block_size
 
     @property
     def free(self) -> int:

@@ -32,6 +32,8 @@ from flash_mlx.draft.compression import fixed_weights
 from flash_mlx.draft.config import FlashConfig
 from flash_mlx.draft.corrections import Markov, Recurrence, hydra_layers
 
+NUM_TAPS = 3
+
 
 def pool(queries: mx.array, rows: mx.array, mask: mx.array | None = None) -> mx.array:
     """Compress an image: softmax(queries @ rows^T) @ rows, in float32.
@@ -96,8 +98,9 @@ class FlashModel(nn.Module):
     Weights:
         A [M, D] with learned queries; residual_gate [k]; fc_gate (if gated), fc_up [D, 2D], whose
         columns read the embedding first, then the hidden; layers (see SlotBlock); norm_embedding,
-        norm_hidden [D] with `norm_inputs`; markov, recurrence and hydra_projs.i.{0, 2} (see
-        `corrections`) with `markov_rank`, `recurrent_size` and `hydra_size`.
+        norm_hidden [D] with `norm_inputs`; tap_norms.{0, 1, 2} [D] and fc_taps [D, 3D] with
+        `taps`; markov, recurrence and hydra_projs.i.{0, 2} (see `corrections`) with
+        `markov_rank`, `recurrent_size` and `hydra_size`.
     """
 
     def __init__(self, config: FlashConfig) -> None:
@@ -115,12 +118,47 @@ class FlashModel(nn.Module):
         if config.norm_inputs:
             self.norm_embedding = nn.RMSNorm(size, config.rms_norm_eps)
             self.norm_hidden = nn.RMSNorm(size, config.rms_norm_eps)
+        if config.taps:
+            self.tap_norms = [nn.RMSNorm(size, config.rms_norm_eps) for _ in range(NUM_TAPS)]
+            self.fc_taps = nn.Linear(NUM_TAPS * size, size, bias=False)
+            self.fc_taps.weight = mx.zeros_like(self.fc_taps.weight)
         if config.markov_rank:
             self.markov = Markov(config.vocab_size, config.markov_rank)
         if config.hydra_size:
             self.hydra_projs = hydra_layers(config)
         if config.recurrent_size:
             self.recurrence = Recurrence(config)
+
+    needs_hidden = True  # besides the inputs of tapped layers
+
+    @property
+    def width(self) -> int:
+        """Width of the rows that the target has to hand out."""
+        return self.config.hidden_size * (1 + NUM_TAPS * self.config.taps)
+
+    def taps(self, num_layers: int) -> tuple[int, ...]:
+        """Return the target's layers whose inputs are read, low to high; none without `taps`.
+
+        Source: EAGLE-3, arXiv 2503.01840, features of low, middle and high layers.
+        """
+        if not self.config.taps:
+            return ()
+        return min(2, num_layers - 1), num_layers // 2, max(num_layers - 3, 0)
+
+    def features(self, rows: mx.array) -> mx.array:
+        """Return what is fused and pooled, [..., D]: hidden + fc_taps(the normed taps).
+
+        Training begins with the hidden states alone, as without taps.
+
+        Args:
+            rows: [..., width] the target's: the inputs of the tapped layers, then its hidden.
+        """
+        if not self.config.taps:
+            return rows
+        *taps, hidden = mx.split(rows, NUM_TAPS + 1, axis=-1)
+        normed = [norm(tap) for norm, tap in zip(self.tap_norms, taps, strict=True)]
+        out: mx.array = hidden + self.fc_taps(mx.concatenate(normed, axis=-1))
+        return out
 
     def pair(self, embedding: mx.array, hidden: mx.array) -> mx.array:
         """Return [..., 2D], the fusion's input: embedding of the next token, then hidden."""

@@ -112,7 +112,7 @@ class FlashReader:
         Args:
             prompt: T rows.
             start: The first row to read.
-            hidden: [R, D] the target's.
+            hidden: [R, D] the target's; with `taps` here and below rows are `model.width` wide.
             state: After the rows before; None if there are none.
 
         Raises:
@@ -121,7 +121,7 @@ class FlashReader:
         self._check(hidden, hidden.shape[0])
         config = self.model.config
         spans = prompt.merged_spans(config.video_groups)
-        hidden = hidden.astype(self._slots.dtype)
+        hidden = self.model.features(hidden.astype(self._slots.dtype))
         if state is None:
             empty = mx.zeros((1, config.num_heads, 0, config.head_dim), dtype=hidden.dtype)
             state = FlashState(empty, empty, 0, hidden[:0])
@@ -155,7 +155,8 @@ class FlashReader:
         """
         self._check(hidden, len(tokens))
         hidden = hidden.astype(self._slots.dtype)
-        return self._read(self._fuse(tokens, hidden), hidden[-1:], state)
+        entries = self._fuse(tokens, self.model.features(hidden))
+        return self._read(entries, hidden[-1:, -self.model.config.hidden_size :], state)
 
     def _fuse(self, followers: tuple[int, ...] | mx.array, hidden: mx.array) -> mx.array:
         """Return z, [A, D], of rows with these states and followers."""
@@ -213,7 +214,7 @@ class FlashReader:
 
     def _check(self, hidden: mx.array, num_rows: int) -> None:
         """Require one hidden row of the right width for each row read."""
-        expected = (num_rows, self.model.config.hidden_size)
+        expected = (num_rows, self.model.width)
         if hidden.shape != expected or num_rows == 0:
             raise ValueError(
                 f"The drafter needs the target's hidden states of shape {expected}, one row for "

@@ -214,6 +214,11 @@ def export(source: Path, folder: Path) -> None:
             f"A drafter must not be quantised to be exported to mlx-vlm; {source} is. Export the "
             "one that it was made from."
         )
+    if model.config.taps:
+        raise ValueError(
+            f"A drafter must read the last hidden states alone to be exported to mlx-vlm; {source} "
+            "has taps. Train one without."
+        )
     settings = model.config.to_dict()
     config = {
         "model_type": "flash_mlx",

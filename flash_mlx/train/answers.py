@@ -63,21 +63,25 @@ class Asked:
     digest: str
 
 
-class _Arrays(Mapping[str, mx.array]):
+class Arrays(Mapping[str, mx.array]):
     """The processor's arrays of one question, read again whenever they are no longer at hand."""
 
     def __init__(self, names: Sequence[str], read: Callable[[], Mapping[str, mx.array]]) -> None:
+        """Remember how to read arrays of these names."""
         self._names, self._read = tuple(names), read
 
     def __getitem__(self, name: str) -> mx.array:
+        """Return an array, read now."""
         if name not in self._names:
             raise KeyError(name)
         return self._read()[name]
 
     def __iter__(self) -> Iterator[str]:
+        """Yield the names."""
         return iter(self._names)
 
     def __len__(self) -> int:
+        """Return how many there are."""
         return len(self._names)
 
 
@@ -109,7 +113,7 @@ class PromptMaker:
 
     def _ask(self, question: Question) -> Asked:
         prompt = self._read(question)
-        lazy = _Arrays(tuple(prompt.inputs), lambda: self._read(question, prompt.tokens).inputs)
+        lazy = Arrays(tuple(prompt.inputs), lambda: self._read(question, prompt.tokens).inputs)
         digest = hashlib.sha256(
             json.dumps([self._target_hash, question.text, question.system]).encode()
         )
@@ -214,7 +218,7 @@ def answer_all(
                 tokens = _answer(model, one.prompt, temperature, settings, int(key[:8], 16))
                 row = {"source": one.question.source, "prompt": one.question.text}
                 file.add(key, row | {"temperature": temperature}, tokens)
-            examples.append(Example(one.prompt, tokens))
+            examples.append(Example(one.prompt, tokens, one.digest))
             progress(len(tokens))
     return examples
 
@@ -263,5 +267,5 @@ def given_answers(
             found.skipped.append((one.question.source, "its prompt leaves no room for an answer"))
             continue
         cut += len(tokens) > room
-        examples.append(Example(one.prompt, tokens[:room]))
+        examples.append(Example(one.prompt, tokens[:room], one.digest))
     return examples, cut

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import mlx.core as mx
 import mlx.optimizers as optim
@@ -101,6 +101,13 @@ class TrainConfig:
             if type(value) not in (int, float) or not low <= value < float("inf"):
                 rule = "0 or more" if not low else "above 0"
                 raise ValueError(f"{name} must be a number, {rule}; got {value!r}.")
+        betas = self.betas
+        if not (isinstance(betas, tuple | list) and len(betas) == 2 and all(map(_is_share, betas))):
+            raise ValueError(f"betas must be two numbers from 0 to below 1; got {betas!r}.")
+        if type(self.compile) is not bool:
+            raise ValueError(f"compile must be true or false; got {self.compile!r}.")
+        if not isinstance(self.best_by, str):
+            raise ValueError(f"best_by must be a name; got {self.best_by!r}.")
         if self.base_share > 1:
             raise ValueError(f"base_share must be a share, at most 1; got {self.base_share!r}.")
         for name, known in _CHOICES.items():
@@ -108,6 +115,10 @@ class TrainConfig:
                 raise ValueError(
                     f"{name} must be one of {', '.join(known)}; got {vars(self)[name]!r}."
                 )
+
+
+def _is_share(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= cast(float, value) < 1
 
 
 _CHOICES = {
@@ -167,9 +178,10 @@ def configure(method: str = "ours", changes: Mapping[str, Any] | None = None) ->
     """
     if method not in PRESETS:
         raise ValueError(f"A preset must be one of {', '.join(PRESETS)}; got {method!r}.")
-    values = {**PRESETS[method], **(changes or {})}
-    shares = {name: values.pop(name) for name in list(values) if name.startswith("losses.")}
+    values = {**PRESETS[method]}
     losses = values.pop("losses", LossWeights())
+    values |= changes or {}
+    shares = {name: values.pop(name) for name in list(values) if name.startswith("losses.")}
     known = {field.name for field in fields(TrainConfig)} - {"losses"}
     known |= {f"losses.{field.name}" for field in fields(LossWeights)}
     if unknown := sorted((values.keys() | shares.keys()) - known):
@@ -177,6 +189,8 @@ def configure(method: str = "ours", changes: Mapping[str, Any] | None = None) ->
             f"Settings must be among {', '.join(sorted(known))}; got {', '.join(unknown)}."
         )
     for name, value in shares.items():
+        if name == "losses.until_fail" and type(value) is not bool:
+            raise ValueError(f"{name} must be true or false; got {value!r}.")
         if type(value) not in (int, float, bool) or not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be a number, 0 or more; got {value!r}.")
     losses = replace(losses, **{name.removeprefix("losses."): v for name, v in shares.items()})

@@ -41,10 +41,12 @@ class Example:
         prompt: What the target read.
         answer: What it said, its stop token included. With fewer than two tokens there is
             nothing to draft.
+        digest: SHA-256 of what was asked, pictures included, and of whom; empty if unknown.
     """
 
     prompt: Prompt
     answer: tuple[int, ...]
+    digest: str = ""
 
     @property
     def tokens(self) -> tuple[int, ...]:

@@ -74,13 +74,13 @@ def check(output: Path, request: Mapping[str, object], *, resume: bool, overwrit
 
 
 def claim(output: Path, request: Mapping[str, object], *, resume: bool) -> None:
-    """Make the folder this run's, after `check`. Of another run only the answers stay.
+    """Make the folder this run's, after `check`. Of another run only answers and lists stay.
 
     Raises:
         OSError: If it cannot be written.
     """
     output.mkdir(parents=True, exist_ok=True)
-    for name in (STATE, METRICS, CONFIG, WEIGHTS, RUN, CARD, PLOT, SKIPPED):
+    for name in (STATE, METRICS, CONFIG, WEIGHTS, RUN, CARD, PLOT):
         for leftover in output.glob(f".{name}-*"):  # of a process that was killed
             shutil.rmtree(leftover, ignore_errors=True)
         if not resume:

@@ -25,6 +25,8 @@ from flash_mlx.targets.weights import plain_weight
 Start = Literal["random", "last-layer", "embeddings"]
 STARTS: tuple[Start, ...] = ("random", "last-layer", "embeddings")
 HEAD_DIM = 64  # where the target's own is not taken
+BLOCK_SIZE = 10
+WIDEST = 1024  # recurrence of a new drafter
 LIKE_ONE = 1.2785  # SiLU of this is 1
 
 
@@ -53,12 +55,12 @@ def default_config(hidden_size: int, vocab_size: int, changes: Mapping[str, Any]
     settings: dict[str, Any] = {
         "hidden_size": hidden_size,
         "vocab_size": vocab_size,
-        "block_size": 7,
+        "block_size": BLOCK_SIZE,
         "num_latents": 16,
         "head_dim": HEAD_DIM,
         "num_heads": max(1, hidden_size // HEAD_DIM),
         "norm_inputs": True,
-        "recurrent_size": max(32, hidden_size // 2),
+        "recurrent_size": min(max(32, 2 * hidden_size // 3), WIDEST),
     }
     if changes.get("hydra_size"):
         settings["recurrent_size"] = 0

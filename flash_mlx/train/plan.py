@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flash_mlx.draft import FlashConfig, FlashModel
+from flash_mlx.draft.model import NUM_TAPS
 from flash_mlx.train.config import TrainConfig
 from flash_mlx.train.state import flat
 
@@ -98,7 +99,7 @@ def plan(
     size = 4 if float32 else 2
     weights = sum(w.size for w in flat(FlashModel(drafter).parameters()).values())
     num_rows = PROMPT_TEXT + visual + answer_tokens
-    base = config.batch_size * (answer_tokens - 1)
+    base = math.ceil(config.batch_size * (answer_tokens - 1) * config.base_share)
     compressed = PROMPT_TEXT + drafter.latents_of(visual) + answer_tokens
     per_slot = HIDDEN_COPIES * drafter.hidden_size + MLP_COPIES * drafter.intermediate_size
     per_slot += SCORE_COPIES * drafter.num_heads * compressed
@@ -107,7 +108,8 @@ def plan(
     block = slots * per_slot * width
     logits = LOGIT_COPIES * min(base, config.chunk) * drafter.block_size + TARGET_COPIES * base
     logits *= 4 * drafter.vocab_size
-    hidden = num_rows * drafter.hidden_size * size  # of one example
+    read = drafter.hidden_size * (1 + NUM_TAPS * drafter.taps)  # of each row of the target
+    hidden = num_rows * read * size  # of one example
     parts = {
         "target": int(text * wide + vision * (4 if float32 else 2)),
         "drafter": weights * (4 + (2 if width == 2 else 0)),

@@ -9,9 +9,9 @@ JSON (a list) or JSONL, each row in one of two forms:
                                        {"role": "assistant", "content": "A cat."}]}     mlx-vlm
 
 `video` and `videos` name videos, which are read as a few frames. Each question of a conversation is
-asked by itself, with all of the row's pictures. Nothing is ever
-fetched: a picture is a file, beside the data set, under the image folder or at its full path.
-What cannot be used is left out and listed.
+asked by itself, with all of the row's pictures. A picture is a file, beside the data set, under the
+image folder or at its full path, and never fetched; in Parquet files and data sets of the hub,
+whose rows have the same two forms, it is in the row. What cannot be used is left out and listed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 from flash_mlx.images import PICTURES
 from flash_mlx.train.prompts import INSTRUCTIONS, VIDEO_INSTRUCTIONS
+from flash_mlx.train.tables import is_table, read_table
 from flash_mlx.video import VIDEOS
 
 DATA_SETS = (".json", ".jsonl", ".ndjson")
@@ -75,18 +76,20 @@ def find_questions(
     image_folder: Path | None = None,
     text_rows: bool = False,
     limit: int | None = None,
+    split: str = "train",
     seed: int = 0,
 ) -> Found:
     """List what there is to ask.
 
     Args:
-        data: A folder of pictures and videos (with its subfolders), a glob, one of them, or a data
-            set.
+        data: A folder of pictures and videos (with its subfolders), a glob, one of them, a data
+            set or the id of one on the hub.
         prompts: What to ask about pictures that come without questions; built-in ones if empty.
         prompts_per_image: How many of them to ask about each.
         image_folder: Where a data set's pictures are; its own folder if None.
         text_rows: Whether rows without pictures are used.
         limit: Most pictures or rows to use, drawn at random; None: all.
+        split: Part of a Parquet or hub data set.
         seed: Of which prompt goes to which picture, and of what a limit leaves.
 
     Raises:
@@ -97,6 +100,9 @@ def find_questions(
     if path.suffix.lower() in DATA_SETS and not path.is_dir():
         rows = _draw(_read_rows(path), limit, seed)
         return _from_rows(rows, image_folder or path.parent, text_rows=text_rows)
+    if is_table(data):
+        rows = read_table(data, split, lambda numbers: _draw(numbers, limit, seed))
+        return _from_rows(rows, Path("/"), text_rows=text_rows)
     files = _draw(_pictures(path), limit, seed)
     found, rng = Found(), random.Random(seed)  # noqa: S311  nothing secret
     for file in files:

@@ -1,7 +1,7 @@
 """What the drafter learns from: the frozen target, and its pass over a batch.
 
-Nothing is dumped to disk: the target reads each batch when it is needed, and only rows that the
-drafter uses are gathered.
+The target reads each batch when it is needed, and only rows that the drafter uses are gathered;
+`features` keeps its states on disk for those who ask for it.
 
 Shapes: those of `data`. D: hidden size.    V: vocabulary.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import mlx.core as mx
 
@@ -25,7 +26,8 @@ class Teacher:
 
     Attributes:
         hidden: [B, T, D], the LM head's input at every row of a batch; padding may hold
-            anything finite. Called outside of the gradient.
+            anything finite. For drafters with taps the inputs of the tapped layers come first.
+            Called outside of the gradient.
         embed: [R] ids -> [R, D].
         lm_head: [R, D] -> [R, V]; gradients pass through it, to the drafter's output.
     """
@@ -35,13 +37,20 @@ class Teacher:
     lm_head: Callable[[mx.array], mx.array]
 
     @classmethod
-    def of(cls, target: Target, memory_bytes: int = 0) -> Teacher:
+    def of(
+        cls,
+        target: Target,
+        memory_bytes: int = 0,
+        read: Callable[[Example], mx.array] | None = None,
+    ) -> Teacher:
         """Let a target read one example after the other, as it does when it generates.
 
         Args:
             target: The frozen target.
             memory_bytes: Of its states that stay in memory for the next time [bytes]: those of
                 the first examples that fit.
+            read: Takes an example to the target's states, [rows, D], where those are known
+                already; None: the target reads it.
         """
         known: dict[Example, mx.array] = {}
 
@@ -49,13 +58,13 @@ class Teacher:
             """Return [rows, D]."""
             if example in known:
                 return known[example]
-            hidden = _read(target, example)
+            hidden = (read or partial(read_example, target))(example)
             mx.eval(hidden)  # one sequence's activations at a time
             if sum(each.nbytes for each in known.values()) + hidden.nbytes <= memory_bytes:
                 known[example] = hidden
             return hidden
 
-        def read(batch: Batch) -> mx.array:
+        def read_all(batch: Batch) -> mx.array:
             num_rows = batch.tokens.shape[1]
             rows = [read_one(example) for example in batch.examples]
             rows = [mx.pad(hidden, [(0, num_rows - hidden.shape[0]), (0, 0)]) for hidden in rows]
@@ -63,10 +72,10 @@ class Teacher:
             mx.eval(stacked)
             return stacked
 
-        return cls(read, target.embed, target.lm_head)
+        return cls(read_all, target.embed, target.lm_head)
 
 
-def _read(target: Target, example: Example) -> mx.array:
+def read_example(target: Target, example: Example) -> mx.array:
     """Return the target's states at prompt and answer, [rows, D]."""
     cache = target.make_cache()
     hidden = target.prefill(example.prompt, cache).hidden
@@ -88,9 +97,10 @@ def compress(
     Args:
         model: The drafter.
         inputs: The batch.
-        hidden: [B, T, D] the target's.
+        hidden: [B, T, D] the target's; with taps [B, T, `model.width`].
         embed: The target's.
     """
+    hidden = model.features(hidden)
     num_seqs, _, size = hidden.shape
     text = mx.take_along_axis(hidden, inputs.text_rows[..., None], axis=1)
     embedding = embed(inputs.followers.flatten()).reshape(text.shape).astype(text.dtype)
@@ -121,7 +131,8 @@ def slot_outputs(
     Args, shapes: see `compress`.
     """
     sequence = compress(model, inputs, hidden, embed)
-    at_base = mx.take_along_axis(hidden, inputs.base_rows[..., None], axis=1)
+    states = hidden[..., -model.config.hidden_size :]
+    at_base = mx.take_along_axis(states, inputs.base_rows[..., None], axis=1)
     outputs = model(sequence, inputs.base, at_base)
     outputs = outputs.reshape(-1, *outputs.shape[2:])[inputs.chosen]
     if not model.config.hydra_size and not model.config.recurrent_size:
@@ -142,7 +153,7 @@ def rolled_out(inputs: Inputs, hidden: mx.array, outputs: mx.array) -> mx.array:
     Args:
         inputs: The batch.
         hidden: [B, T, D] the target's.
-        outputs: [n, k, D] of the pass before.
+        outputs: [n, k, D] of the pass before; taps stay the target's.
 
     Returns:
         [B, T, D]; gradients flow to `outputs`.
@@ -152,5 +163,7 @@ def rolled_out(inputs: Inputs, hidden: mx.array, outputs: mx.array) -> mx.array:
     """
     flat = hidden.reshape(-1, hidden.shape[-1])
     rows = inputs.teacher_rows[inputs.teacher[:, 0]]
-    change = (outputs[:, 0].astype(flat.dtype) - flat[rows]) * inputs.weight[:, :1]
-    return flat.at[rows].add(change.astype(flat.dtype)).reshape(hidden.shape)
+    size = outputs.shape[-1]
+    change = (outputs[:, 0].astype(flat.dtype) - flat[rows, -size:]) * inputs.weight[:, :1]
+    change = mx.pad(change.astype(flat.dtype), [(0, 0), (flat.shape[-1] - size, 0)])
+    return flat.at[rows].add(change).reshape(hidden.shape)

@@ -241,7 +241,8 @@ class Trainer:
             hidden = self._teacher.hidden(batch)
             self._target_seconds += time.perf_counter() - start
             self._rows += sum(len(example.answer) - 1 for example in batch.examples)
-            taught = hidden.reshape(-1, hidden.shape[-1])[batch.inputs.teacher_rows]
+            states = hidden[..., -self.model.config.hidden_size :]
+            taught = states.reshape(-1, states.shape[-1])[batch.inputs.teacher_rows]
             noisy = self._noisy(hidden, batch, self.step * len(batches) + number)
             parts.append(self._step.gradient(vars(batch.inputs), noisy, taught))
             if len(batches) > 1:

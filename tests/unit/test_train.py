@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from mlx.utils import tree_flatten
 
-from flash_mlx.draft import FlashDrafter
+from flash_mlx.draft import FlashDrafter, FlashModel
 from flash_mlx.prompt import Prompt
 from flash_mlx.train import Example, LossWeights, Teacher, collate
 from flash_mlx.train.config import PRESETS, configure
@@ -324,3 +324,48 @@ def test_other_examples_have_another_fingerprint():
     moved = Example(Prompt(EXAMPLES[0].prompt.tokens[:3]), EXAMPLES[0].tokens[3:])
     prints.add(fingerprint([moved, *EXAMPLES[1:]]))
     assert len(prints) == 4
+
+
+class Tapped:
+    """A toy target that hands out made-up taps besides its hidden states."""
+
+    def __init__(self, target: ToyTarget) -> None:
+        self._target = target
+        self.embed, self.lm_head = target.embed, target.lm_head
+
+    def widen(self, hidden: mx.array) -> mx.array:
+        return mx.concatenate([mx.sin(3 * hidden), hidden[:, ::-1], hidden * 2, hidden], axis=-1)
+
+
+def test_taps_are_read_alike_in_training_and_decoding():
+    model = random_model(replace(SMALL, taps=True))
+    tapped = Tapped(TARGET)
+    assert model.width == 64
+    assert (model.taps(12), model.taps(3)) == ((2, 6, 9), (2, 1, 0))
+    drafter = FlashDrafter(model, TARGET.embed, TARGET.lm_head)
+    batch = collate(EXAMPLES, SMALL.num_latents, SMALL.block_size)
+    plain = TEACHER.hidden(batch)
+    wide = mx.stack([tapped.widen(rows) for rows in plain])
+    outputs = slot_outputs(model, batch.inputs, wide, TARGET.embed)
+    place = 0
+    for b, one in enumerate(EXAMPLES[:4]):
+        end = len(one.prompt)
+        state = drafter.prefill(one.prompt, wide[b, :end], one.tokens[end])
+        np.testing.assert_allclose(outputs[place], state.slots, rtol=1e-4, atol=2e-5)
+        state = drafter.extend(wide[b, end : end + 1], (one.tokens[end + 1],), state)
+        if len(one.answer) > 2:
+            np.testing.assert_allclose(outputs[place + 1], state.slots, rtol=1e-4, atol=2e-5)
+        place += len(one.answer) - 1
+    rolled = rolled_out(batch.inputs, wide, outputs)
+    assert mx.array_equal(rolled[..., :48], wide[..., :48])
+    assert not mx.array_equal(rolled, wide)
+    with pytest.raises(ValueError, match="hidden states of shape"):
+        drafter.prefill(EXAMPLES[0].prompt, plain[0, :4], 1)
+
+
+def test_a_new_drafter_with_taps_begins_as_one_without():
+    plain, tapped = FlashModel(SMALL), FlashModel(replace(SMALL, taps=True))
+    tapped.update(plain.parameters())
+    hidden = mx.random.normal((5, 16), key=mx.random.key(0))
+    wide = mx.concatenate([hidden * 2, hidden + 1, -hidden, hidden], axis=-1)
+    assert mx.array_equal(tapped.features(wide), plain.features(hidden))

@@ -1,0 +1,183 @@
+"""What a target was asked and said in use, for a drafter that learns from it later.
+
+Only on request (`--learn DIR`): prompts and pictures are private. `traffic.jsonl` has a line for
+each answer, with the ids of prompt and answer; the processor's arrays of the pictures lie beside
+it, in a file named by its content's SHA-256, so that a picture is stored once. Several processes
+may add at once; the folder never outgrows its bound. Nothing is sent anywhere.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from flash_mlx.checkpoint import CONFIG
+from flash_mlx.files import read_header
+from flash_mlx.prompt import Prompt
+from flash_mlx.train.answers import Arrays, Asked
+from flash_mlx.train.source import Found, Question
+
+TRAFFIC = "traffic.jsonl"
+EDGE = 1 << 16  # bytes at either end of a weights file that tell it from others
+NAME = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass
+class TrafficLog:
+    """Writes what a model is asked and says.
+
+    Attributes:
+        folder: Made if need be; only its owner may read it.
+        limit: Most bytes in it.
+        target: From `identify`.
+        is_open: Whether there was room so far.
+    """
+
+    folder: Path
+    limit: int
+    target: str
+    is_open: bool = True
+
+    def __post_init__(self) -> None:
+        """Make the folder.
+
+        Raises:
+            OSError: If it cannot be made or written.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _locked(self.folder):
+            pass
+
+    def __call__(self, prompt: Prompt, answer: tuple[int, ...]) -> None:
+        """Add an answer, unless the folder is full; a disk that fails only warns."""
+        if not self.is_open or len(answer) < 2:
+            return
+        try:
+            with _locked(self.folder) as descriptor:
+                self.is_open = self._add(descriptor, prompt, answer)
+        except OSError as error:
+            self.is_open = False
+            warnings.warn(f"No more is written to {self.folder}: {error}.", stacklevel=2)
+
+    def _add(self, descriptor: int, prompt: Prompt, answer: tuple[int, ...]) -> bool:
+        """Return whether there was room."""
+        part = self.folder / f".part-{os.getpid()}.safetensors"
+        row: dict[str, object] = {
+            "target": self.target,
+            "tokens": prompt.tokens,
+            "spans": prompt.image_spans,
+        }
+        row |= {"inputs": None, "answer": answer}
+        try:
+            if prompt.inputs:
+                mx.save_safetensors(str(part), dict(prompt.inputs))
+                part.chmod(0o600)
+                row["inputs"] = hashlib.sha256(part.read_bytes()).hexdigest()
+            file = self.folder / f"{row['inputs']}.safetensors"
+            line = json.dumps(row).encode("ascii") + b"\n"
+            new = part.stat().st_size if prompt.inputs and not file.exists() else 0
+            used = sum(each.stat().st_size for each in self.folder.iterdir() if each != part)
+            if used + new + len(line) > self.limit:
+                warnings.warn(
+                    f"{self.folder} has reached its {self.limit / 1e6:g} MB (--learn-limit-mb), so "
+                    "nothing more is collected.",
+                    stacklevel=2,
+                )
+                return False
+            if new:
+                part.replace(file)
+            while line:
+                line = line[os.write(descriptor, line) :]
+        finally:
+            part.unlink(missing_ok=True)
+        return True
+
+
+def identify(path: Path) -> str:
+    """Return what tells a checkpoint from others, without reading all of its weights.
+
+    The SHA-256 of its configuration, and of size, beginning and end of each weights file.
+    """
+    digest = hashlib.sha256((path / CONFIG).read_bytes())
+    for file in sorted(path.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size}".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(EDGE))
+            stream.seek(max(size - EDGE, 0))
+            digest.update(stream.read(EDGE))
+    return digest.hexdigest()
+
+
+def read_traffic(folder: Path, target: str, found: Found) -> list[tuple[Asked, tuple[int, ...]]]:
+    """Return prompts and answers; what cannot be used is added to `found.skipped`.
+
+    Args:
+        folder: Of a `TrafficLog`.
+        target: From `identify`: whose answers are wanted.
+        found: Gets the lines that are left out.
+
+    Raises:
+        OSError: If there is no such folder.
+    """
+    file = folder / TRAFFIC
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"{folder} must be a folder that generate, caption or chat collected with --learn; "
+            f"it has no {TRAFFIC}."
+        )
+    rows = []
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        place = f"{TRAFFIC}:{number}"
+        try:
+            rows.append(_read(folder, place, json.loads(line), target))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            found.skipped.append((place, str(error)))
+    return rows
+
+
+def _read(
+    folder: Path, place: str, row: dict[str, Any], target: str
+) -> tuple[Asked, tuple[int, ...]]:
+    if row["target"] != target:
+        raise ValueError("another target said it")
+    spans = tuple((int(start), int(stop)) for start, stop in row["spans"])
+    tokens, answer = (tuple(map(int, row[name])) for name in ("tokens", "answer"))
+    images: tuple[Path, ...] = ()
+    inputs: Arrays | None = None
+    if row["inputs"] is not None:
+        if not NAME.fullmatch(row["inputs"]):
+            raise ValueError("its pictures must be named by a hash")
+        file = folder / f"{row['inputs']}.safetensors"
+        images = (file,)
+        inputs = Arrays(tuple(read_header(file)), lambda: mx.load(str(file)))  # type: ignore[arg-type, return-value]
+    digest = hashlib.sha256(json.dumps([target, tokens, row["inputs"]]).encode())
+    prompt = Prompt(tokens, spans, {} if inputs is None else inputs)
+    return Asked(Question(place, images, ""), prompt, digest.hexdigest()), answer
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    """Yield the log, open at its end, while no other process writes; a half line is cut off."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+    descriptor = os.open(folder / TRAFFIC, flags, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            content = os.pread(descriptor, size, 0)
+            os.ftruncate(descriptor, content.rfind(b"\n") + 1)
+        yield descriptor
+    finally:
+        os.close(descriptor)
