@@ -78,7 +78,7 @@ class TrafficLog:
             "tokens": prompt.tokens,
             "spans": prompt.image_spans,
         }
-        row |= {"inputs": None, "answer": answer}
+        row |= {"videos": prompt.videos, "inputs": None, "answer": answer}
         try:
             if prompt.inputs:
                 mx.save_safetensors(str(part), dict(prompt.inputs))
@@ -152,7 +152,9 @@ def _read(
 ) -> tuple[Asked, tuple[int, ...]]:
     if row["target"] != target:
         raise ValueError("another target said it")
-    spans = tuple((int(start), int(stop)) for start, stop in row["spans"])
+    spans, videos = (
+        tuple((int(start), int(stop)) for start, stop in row[name]) for name in ("spans", "videos")
+    )
     tokens, answer = (tuple(map(int, row[name])) for name in ("tokens", "answer"))
     images: tuple[Path, ...] = ()
     inputs: Arrays | None = None
@@ -163,7 +165,7 @@ def _read(
         images = (file,)
         inputs = Arrays(tuple(read_header(file)), lambda: mx.load(str(file)))  # type: ignore[arg-type, return-value]
     digest = hashlib.sha256(json.dumps([target, tokens, row["inputs"]]).encode())
-    prompt = Prompt(tokens, spans, {} if inputs is None else inputs)
+    prompt = Prompt(tokens, spans, {} if inputs is None else inputs, videos=videos)
     return Asked(Question(place, images, ""), prompt, digest.hexdigest()), answer
 
 
