@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import count
 
 import mlx.core as mx
@@ -57,7 +57,7 @@ class Topology:
         """Return a root followed by `num_drafts` rows, one after the other."""
         if num_drafts < 0:
             raise ValueError(f"The number of drafts must be 0 or more; got {num_drafts}.")
-        return cls(tuple(range(-1, num_drafts)))
+        return _chain(num_drafts)
 
     @classmethod
     def from_paths(cls, paths: Iterable[Iterable[int]]) -> Topology:
@@ -89,7 +89,9 @@ class Topology:
 
     def head(self, num_rows: int) -> Topology:
         """Return the tree of the first `num_rows` rows (all of them, if there are fewer)."""
-        return self if num_rows >= len(self) else Topology(self.parents[:num_rows])
+        if num_rows >= len(self):
+            return self
+        return _chain(num_rows - 1) if self.is_chain else Topology(self.parents[:num_rows])
 
     @cached_property
     def is_chain(self) -> bool:
@@ -143,6 +145,12 @@ class Topology:
             mask[row] |= mask[parent]
         mask.flags.writeable = False
         return mask
+
+
+@lru_cache
+def _chain(num_drafts: int) -> Topology:
+    """Return the same chain each time, with what was computed of it."""
+    return Topology(tuple(range(-1, num_drafts)))
 
 
 @dataclass(frozen=True, eq=False)

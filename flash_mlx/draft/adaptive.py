@@ -17,24 +17,33 @@ Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
-import numpy as np
 
 from flash_mlx.cost import NO_LIMIT, PRIOR, Pace
 from flash_mlx.decode import ROOT_ALONE, Drafter, ReadingDrafter
-from flash_mlx.draft.drafter import FlashDrafter
+from flash_mlx.draft.drafter import FlashDrafter, FlashState
 from flash_mlx.draft.explained import explain
-from flash_mlx.draft.ngram import PATIENCE, NgramDrafter
-from flash_mlx.draft.offers import AdaptiveState, CostsOf, Memory, Offer
-from flash_mlx.draft.sources import Expand, following, merged, outcomes_of, prune, slots, value
-from flash_mlx.draft.unseen import chain_value, outcomes_of_chain, outcomes_of_shape, shape
+from flash_mlx.draft.ngram import PATIENCE, NgramDrafter, NgramState
+from flash_mlx.draft.offers import (
+    AdaptiveState,
+    CostsOf,
+    Memory,
+    Offer,
+    asked,
+    broken,
+    looked_at,
+    noted,
+    unseen_value,
+)
+from flash_mlx.draft.sources import Expand, following, merged, prune, slots, value
+from flash_mlx.draft.unseen import shape
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
-from flash_mlx.tree import DraftTree, Node, Topology, best_first
+from flash_mlx.tree import DraftTree, Node, best_first
 
 WIDTH = 3  # tokens that a slot may bring
 SURE = 0.4  # a whole block this likely to be accepted is verified without a look at its drafts
@@ -69,53 +78,55 @@ class AdaptiveDrafter:
         """Let all read the prompt; see `Drafter`."""
         main = None if self.drafter is None else self.drafter.prefill(prompt, hidden, root)
         lookup = None if self.lookup is None else self.lookup.prefill(prompt, hidden, root)
-        return AdaptiveState(main, (), lookup, None, len(prompt))
+        return AdaptiveState(main, (), lookup, (), len(prompt))
 
     def draft(self, root: int, state: AdaptiveState, sampler: Sampler, key: mx.array) -> DraftTree:
         """Return the drafts that pay, the root alone if none do; see `Drafter`.
 
         Costs that are not known yet are measured now.
         """
-        pace = self._pace(state, greedy=sampler.greedy)
+        main: Any = self._read(state) if self._goes_on(state) else None
+        if isinstance(main, FlashState):
+            mx.async_eval(main.slots)  # the device reads while the host decides
+        pace, lookup = self._pace(state, greedy=sampler.greedy), self._heard(state)
         if pace.wait:
-            state.offers[:] = [Offer(pace, ahead=True)]
+            state.offers[:] = [Offer(pace, main, lookup, ahead=True)]
             alone = mx.array([root], dtype=mx.int32)
             return DraftTree(ROOT_ALONE, alone, lookahead=pace.wait > 1, parked=True)
         reach, drafter = self._reach(pace), self.drafter
-        main: Any = self._read(state) if reach else None
+        main = self._read(state) if reach and main is None else main
         block = drafter.block_size if isinstance(drafter, FlashDrafter) else NO_LIMIT
         sure = reach >= block and pace.hope(block) >= SURE
         if reach and sampler.greedy and isinstance(drafter, FlashDrafter) and not sure:
             candidates = slots(drafter.candidates(main, reach, WIDTH if self.trees else 1))
             if candidates is None:
-                state.offers[:] = [Offer(pace, main)]
-                return _broken(root)
-            return _looked_at(root, self._grow(pace, main, reach, candidates, state), state)
-        offer = self._grow(pace, None, 0, None, state)
-        if self.drafter is None or not reach:
-            return _looked_at(root, offer, state)
-        unseen = Offer(pace, main, self._shape(pace, reach), depth=reach)
-        if value(pace, offer.nodes or (), 0) > _value(pace, unseen):
-            return _looked_at(root, offer, state)
-        state.offers[:], tree = _asked(self.drafter, unseen, pace, root, sampler, key)
+                state.offers[:] = [Offer(pace, main, lookup)]
+                return broken(root)
+            return looked_at(root, self._grow(pace, main, lookup, reach, candidates), state)
+        offer = self._grow(pace, main, lookup)
+        if drafter is None or not reach:
+            return looked_at(root, offer, state)
+        unseen = Offer(pace, main, lookup, self._shape(pace, reach), depth=reach)
+        if offer.nodes and value(pace, offer.nodes, 0) > unseen_value(pace, unseen):
+            return looked_at(root, offer, state)
+        state.offers[:], tree = asked(drafter, unseen, pace, root, sampler, key)
         return tree
 
     def extend(
         self, hidden: mx.array, tokens: tuple[int, ...], state: AdaptiveState
     ) -> AdaptiveState:
         """Take note of a round; see `Drafter`. The drafter reads it when it is asked again."""
-        # The last row of a prompt comes without a draft.
-        offer = state.offers[0] if state.offers else Offer(None)
-        pace = state.pace if offer.pace is None else _noted(offer.pace, offer, tokens)
-        lookup = state.lookup
-        if self.lookup is not None and lookup is not None:
-            lookup = self.lookup.extend(hidden, tokens, lookup)
+        lookup, said, last = state.lookup, (*state.said, *tokens), state.last
         main, prompt, unread = state.main, state.prompt, state.unread
-        if offer.main is not None:
-            main, prompt, unread = offer.main, (), ()
+        if state.offers:  # the last row of a prompt comes without a draft
+            (offer,) = state.offers
+            lookup, said = offer.lookup, tokens
+            last = replace(offer, main=None, lookup=None), tokens
+            if offer.main is not None:
+                main, prompt, unread = offer.main, (), ()
         if self.drafter is not None:
             unread = (*unread, (hidden, tokens))
-        return AdaptiveState(main, unread, lookup, pace, state.num_rows, prompt)
+        return AdaptiveState(main, unread, lookup, said, state.num_rows, prompt, last)
 
     def explain(self, num_rows: int, outcomes: Mapping[tuple[int, int], int]) -> str:
         """Return in a line how much was drafted of a text, and why; see `cost.explain`."""
@@ -130,9 +141,10 @@ class AdaptiveDrafter:
     def _pace(self, state: AdaptiveState, *, greedy: bool) -> Pace:
         """Return what is known before the next draft."""
         costs, memory = self.costs(state.num_rows, greedy=greedy), self.memory
-        if state.pace is not None:
-            same = state.pace.costs is costs
-            pace = state.pace if same else replace(state.pace, costs=costs).settled()
+        if state.last is not None:
+            pace = noted(*state.last)
+            if pace.costs is not costs:
+                pace = replace(pace, costs=costs).settled()
         elif greedy and memory is not None and memory.pace is not None:
             pace = memory.pace.carried(costs)
         else:
@@ -141,6 +153,11 @@ class AdaptiveDrafter:
         if greedy and memory is not None:
             memory.pace = pace
         return pace
+
+    def _goes_on(self, state: AdaptiveState) -> bool:
+        """Whether drafts are sure enough to be asked for that the drafter may read at once."""
+        offer, tokens = state.last or (None, ())
+        return offer is not None and offer.depth > 0 and len(tokens) > 1
 
     def _reach(self, pace: Pace) -> int:
         """Return how far the drafter shall draft; 0: not at all."""
@@ -164,6 +181,12 @@ class AdaptiveDrafter:
         tokens = tuple(token for _, said in state.unread for token in said)
         return drafter.extend(rows[0] if len(rows) == 1 else mx.concatenate(rows), tokens, main)
 
+    def _heard(self, state: AdaptiveState) -> NgramState | None:
+        """Return the text's own drafts once all tokens are read."""
+        if self.lookup is None or state.lookup is None or not state.said:
+            return state.lookup
+        return self.lookup.extend(mx.array(()), state.said, state.lookup)
+
     def _shape(self, pace: Pace, reach: int) -> tuple[Node, ...] | None:
         """Return the tree to draft unseen; None: a chain."""
         if not self.trees or not isinstance(self.drafter, FlashDrafter):
@@ -174,12 +197,12 @@ class AdaptiveDrafter:
         self,
         pace: Pace,
         main: Any,
-        depth: int,
-        candidates: Expand | None,
-        state: AdaptiveState,
+        lookup: NgramState | None,
+        depth: int = 0,
+        candidates: Expand | None = None,
     ) -> Offer:
         """Return the tree of the drafts that pay best."""
-        sources, lookup = [candidates] if candidates else [], state.lookup
+        sources = [candidates] if candidates else []
         if lookup is not None and lookup.drafts:
             sources.append(following(lookup))
         limit = pace.costs.rounds[-1][0] - 1
@@ -189,64 +212,7 @@ class AdaptiveDrafter:
         nodes = max(pruned, key=lambda each: value(pace, each, depth), default=())
         idle = self.drafter is None and lookup is not None and lookup.misses >= PATIENCE
         ahead = idle and not nodes
-        return Offer(pace, main, nodes, depth=depth, rows=1 + len(nodes), ahead=ahead)
-
-
-def _asked(
-    drafter: Drafter[Any], offer: Offer, pace: Pace, root: int, sampler: Sampler, key: mx.array
-) -> tuple[list[Offer], DraftTree]:
-    """Return drafts of the drafter's that nobody looks at, and what they turned out to be."""
-    if isinstance(drafter, FlashDrafter):
-        topology = Topology.chain(offer.depth) if offer.nodes is None else _tree(offer.nodes)
-        tree = drafter.draft(root, offer.main, sampler, key, topology)
-    else:
-        tree = drafter.draft(root, offer.main, sampler, key)
-        rows = 1 + offer.depth
-        if not tree.topology.is_chain:  # its likeliest rows come first
-            rows = next((m for m in range(len(tree), 1, -1) if pace.affords(m, offer.depth)), 1)
-        tree = tree.head(rows)
-    drafts = None if offer.nodes is None else tree.tokens
-    depth = max(tree.topology.depth)
-    return [replace(offer, drafts=drafts, depth=depth, rows=len(tree))], tree
-
-
-def _tree(nodes: Sequence[Node]) -> Topology:
-    """Return the shape of a tree with these drafts."""
-    return Topology((-1, *(node.parent for node in nodes)))
-
-
-def _looked_at(root: int, offer: Offer, state: AdaptiveState) -> DraftTree:
-    """Return the tree of drafts that the host knows."""
-    state.offers[:] = [offer]
-    nodes = offer.nodes or ()
-    tokens = mx.array([root, *(node.path[-1] for node in nodes)], dtype=mx.int32)
-    return DraftTree(_tree(nodes), tokens, lookahead=offer.ahead)
-
-
-def _value(pace: Pace, offer: Offer) -> float:
-    """Return the value of drafts that nobody looks at."""
-    if offer.nodes is None:
-        return chain_value(pace, offer.depth)
-    return value(pace, offer.nodes, offer.depth)
-
-
-def _noted(pace: Pace, offer: Offer, tokens: tuple[int, ...]) -> Pace:
-    """Return the pace after the round of an offer, which brought these tokens."""
-    if offer.ahead:
-        return pace.parked(len(tokens))
-    if offer.nodes is None:
-        outcomes = outcomes_of_chain(pace, offer.depth, tokens)
-    elif offer.drafts is not None:
-        drafts = np.asarray(offer.drafts).tolist()  # read already, so nothing waits
-        outcomes = outcomes_of_shape(pace, offer.nodes, drafts, tokens)
-    else:
-        outcomes = outcomes_of(offer.nodes, tokens)
-    return pace.after(len(tokens), offer.rows, offer.depth, outcomes)
-
-
-def _broken(root: int) -> DraftTree:
-    """Return a tree that says that its drafter is broken; see `guard`."""
-    return DraftTree(Topology.chain(1), mx.array([root, -1], dtype=mx.int32))
+        return Offer(pace, main, lookup, nodes, depth=depth, rows=1 + len(nodes), ahead=ahead)
 
 
 class ReadingAdaptiveDrafter(AdaptiveDrafter):
@@ -273,11 +239,11 @@ class ReadingAdaptiveDrafter(AdaptiveDrafter):
                 mx.async_eval(hidden)  # or it would hold on to the target's pass
         if self.lookup is not None:
             lookup = self.lookup.read(prompt, start, hidden, lookup)
-        return AdaptiveState(main, (), lookup, None, len(prompt), kept)
+        return AdaptiveState(main, (), lookup, (), len(prompt), kept)
 
     def rewind(self, state: AdaptiveState, rows: int) -> AdaptiveState:
         """Return the state `rows` rows of text earlier, for `read` to go on from."""
-        lookup, unread = state.lookup, state.unread
+        lookup, unread = self._heard(state), state.unread
         left = sum(len(tokens) for _, tokens in unread) - rows
         kept: list[tuple[mx.array, tuple[int, ...]]] = []
         for hidden, tokens in unread:
@@ -289,7 +255,7 @@ class ReadingAdaptiveDrafter(AdaptiveDrafter):
             main = self.drafter.rewind(main, -left)
         if self.lookup is not None and lookup is not None:
             lookup = self.lookup.rewind(lookup, rows)
-        return AdaptiveState(main, (), lookup, None, state.num_rows)
+        return AdaptiveState(main, (), lookup, (), state.num_rows)
 
 
 def paced(

@@ -1,4 +1,4 @@
-"""What an adaptive drafter remembers: of a text, of its last drafts, and of earlier texts.
+"""What an adaptive drafter offers, and what it remembers: of a text, and of earlier texts.
 
 Shapes:
     A: rows accepted in a round.    R: rows of a prompt.    D: hidden size.    N: rows of a tree.
@@ -6,15 +6,22 @@ Shapes:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import mlx.core as mx
+import numpy as np
 
 from flash_mlx.cost import Costs, Pace
+from flash_mlx.decode import Drafter
+from flash_mlx.draft.drafter import FlashDrafter
 from flash_mlx.draft.ngram import NgramState
+from flash_mlx.draft.sources import outcomes_of, value
+from flash_mlx.draft.unseen import chain_value, outcomes_of_chain, outcomes_of_shape
 from flash_mlx.prompt import Prompt
-from flash_mlx.tree import Node
+from flash_mlx.sampling import Sampler
+from flash_mlx.tree import DraftTree, Node, Topology
 
 
 class CostsOf(Protocol):
@@ -30,8 +37,9 @@ class Offer:
     """What was drafted from a state.
 
     Attributes:
-        pace: That decided it; None if nothing was asked for.
-        main: The drafter's state, all rows read; None if it was not asked.
+        pace: That decided it.
+        main: The drafter's state, all rows read; None if it has not read them.
+        lookup: The text's own drafts, all tokens read; None without them.
         nodes: Rows 1, 2, ... of the tree. None: a chain drawn on the device.
         drafts: [N] int32, drawn on the device in the shape of `nodes`; None: the host knows the
             drafts, and a node's `kind` is its kind and its forecast.
@@ -40,8 +48,9 @@ class Offer:
         ahead: Whether it was the root alone, read as plain decoding reads it.
     """
 
-    pace: Pace | None
+    pace: Pace
     main: Any = None
+    lookup: NgramState | None = None
     nodes: tuple[Node, ...] | None = ()
     drafts: mx.array | None = None
     depth: int = 0
@@ -58,18 +67,21 @@ class AdaptiveState:
             or if it has read nothing.
         prompt: Rows of the prompt that the drafter has not read: prompt, first row, hidden [R, D].
         unread: Hidden rows [A, D] of the target and the tokens after them, round by round.
-        lookup: The text's own drafts; None without them.
-        pace: What became of earlier drafts; None before the first round.
+        lookup: The text's own drafts, before the tokens of `said`; None without them.
+        said: Tokens after the prompt that `lookup` has not read.
         num_rows: Of the prompt.
+        last: The last round's offer, without `main`, and the tokens that the round brought; None
+            before the first round.
         offers: What `draft` made of this state last, for `extend`: none or one.
     """
 
     main: Any
     unread: tuple[tuple[mx.array, tuple[int, ...]], ...]
     lookup: NgramState | None
-    pace: Pace | None
+    said: tuple[int, ...]
     num_rows: int
     prompt: tuple[tuple[Prompt, int, mx.array], ...] = ()
+    last: tuple[Offer, tuple[int, ...]] | None = None
     offers: list[Offer] = field(default_factory=list)
 
 
@@ -85,3 +97,61 @@ class Memory:
     """
 
     pace: Pace | None = None
+
+
+def asked(
+    drafter: Drafter[Any], offer: Offer, pace: Pace, root: int, sampler: Sampler, key: mx.array
+) -> tuple[list[Offer], DraftTree]:
+    """Return drafts of the drafter's that nobody looks at, and what they turned out to be."""
+    if isinstance(drafter, FlashDrafter):
+        topology = Topology.chain(offer.depth) if offer.nodes is None else _tree(offer.nodes)
+        tree = drafter.draft(root, offer.main, sampler, key, topology)
+    else:
+        tree = drafter.draft(root, offer.main, sampler, key)
+        rows = 1 + offer.depth
+        if not tree.topology.is_chain:  # its likeliest rows come first
+            rows = next((m for m in range(len(tree), 1, -1) if pace.affords(m, offer.depth)), 1)
+        tree = tree.head(rows)
+    drafts = None if offer.nodes is None else tree.tokens
+    depth = max(tree.topology.depth)
+    return [replace(offer, drafts=drafts, depth=depth, rows=len(tree))], tree
+
+
+def _tree(nodes: Sequence[Node]) -> Topology:
+    """Return the shape of a tree with these drafts."""
+    return Topology((-1, *(node.parent for node in nodes)))
+
+
+def looked_at(root: int, offer: Offer, state: AdaptiveState) -> DraftTree:
+    """Return the tree of drafts that the host knows."""
+    state.offers[:] = [offer]
+    nodes = offer.nodes or ()
+    tokens = mx.array([root, *(node.path[-1] for node in nodes)], dtype=mx.int32)
+    return DraftTree(_tree(nodes), tokens, lookahead=offer.ahead)
+
+
+def unseen_value(pace: Pace, offer: Offer) -> float:
+    """Return the value of drafts that nobody looks at."""
+    if offer.nodes is None:
+        return chain_value(pace, offer.depth)
+    return value(pace, offer.nodes, offer.depth)
+
+
+def noted(offer: Offer, tokens: tuple[int, ...]) -> Pace:
+    """Return the pace after the round of an offer, which brought these tokens."""
+    pace = offer.pace
+    if offer.ahead:
+        return pace.parked(len(tokens))
+    if offer.nodes is None:
+        outcomes = outcomes_of_chain(pace, offer.depth, tokens)
+    elif offer.drafts is not None:
+        drafts = np.asarray(offer.drafts).tolist()  # read already, so nothing waits
+        outcomes = outcomes_of_shape(pace, offer.nodes, drafts, tokens)
+    else:
+        outcomes = outcomes_of(offer.nodes, tokens)
+    return pace.after(len(tokens), offer.rows, offer.depth, outcomes)
+
+
+def broken(root: int) -> DraftTree:
+    """Return a tree that says that its drafter is broken; see `guard`."""
+    return DraftTree(Topology.chain(1), mx.array([root, -1], dtype=mx.int32))
