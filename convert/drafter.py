@@ -186,6 +186,7 @@ def _check_against(
 def _fill(model: DraftModel, tensors: dict[str, mx.array], source: Path) -> None:
     """Put every tensor in its place, and fill every place."""
     places = {name: value.shape for name, value in _parameters(model).items()}
+    floats = {n for n, v in _parameters(model).items() if mx.issubdtype(v.dtype, mx.floating)}
     if missing := sorted(places.keys() - tensors.keys()):
         raise ValueError(f"{source} must hold {', '.join(missing[:4])}; it does not.")
     if extra := sorted(tensors.keys() - places.keys()):
@@ -197,6 +198,10 @@ def _fill(model: DraftModel, tensors: dict[str, mx.array], source: Path) -> None
         if tensors[name].shape != shape:
             raise ValueError(
                 f"{name} must have the shape {shape}; in {source} it has {tensors[name].shape}."
+            )
+        if name in floats and not mx.issubdtype(tensors[name].dtype, mx.floating):
+            raise ValueError(
+                f"{name} must hold floating-point numbers; in {source} it is {tensors[name].dtype}."
             )
     model.update(tree_unflatten(list(tensors.items())))
 

@@ -15,6 +15,7 @@ from flash_mlx import blas
 from flash_mlx.convert.folder import appearing, require_new
 from flash_mlx.hub import resolve_path
 from flash_mlx.targets.checks import check_files, read_config
+from flash_mlx.targets.families import family_of
 from flash_mlx.targets.load import load_target
 from flash_mlx.targets.quiet import complaining
 
@@ -58,7 +59,8 @@ def convert_target(
     blas.require()
     require_new(mlx_path)
     source = resolve_path(hf_path, revision, force=force)
-    read_config(source)  # mlx-vlm would execute the code that `model_file` names
+    config = read_config(source)  # mlx-vlm would execute the code that `model_file` names
+    family_of(config.get("model_type"))  # the result could not be loaded
     check_files(source)  # and do without shards that are missing
     if mlx_path.resolve().is_relative_to(source.resolve()):
         raise ValueError(
