@@ -19,6 +19,7 @@ from flash_mlx.draft.offers import Memory
 from flash_mlx.draft.stepwise import StepwiseDrafter
 from flash_mlx.hub import resolve_path
 from flash_mlx.prompt import Prompt
+from flash_mlx.registry import Choice
 from flash_mlx.targets import LoadedTarget, load_target
 from flash_mlx.targets.scratch import scratch_cache
 from flash_mlx.targets.taps import TappedTarget
@@ -191,18 +192,9 @@ def with_drafter(
     return _attach(model, chosen, draft_block_size, drafting)
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """A drafter: its name, its folder if it has weights, and why `auto` chose it."""
-
-    name: str
-    folder: Path | None = None
-    reason: str = ""
-
-
 def _choose(
     draft: str | Path, target: str, path: Path, *, is_demo: bool, force: bool = False
-) -> _Choice:
+) -> Choice:
     """Find the drafter that is asked for.
 
     Args:
@@ -214,25 +206,15 @@ def _choose(
     """
     name = str(draft)
     if name in ("none", "ngram"):
-        return _Choice(name)
+        return Choice(name)
     if name == "demo" or (name == "auto" and is_demo):
-        return _Choice("demo", _demo("drafter"), "the bundled demo has its own drafter")
+        return Choice("demo", _demo("drafter"), "the bundled demo has its own drafter")
     if name != "auto":
-        return _Choice(name, resolve_path(name, force=force))
-    lookup = "so drafts are looked up in the text so far (ngram)"
-    if (entry := registry.find(target)) is None:
-        return _Choice(
-            "ngram", None, f"no drafter is known for {target}, {lookup}; --draft-model names one"
-        )
-    try:
-        folder = registry.fetch(entry, target, path, force=force)
-    except (OSError, ValueError) as error:
-        return _Choice("ngram", None, f"{entry.drafter} cannot be had, {lookup}: {error}")
-    reason = f"{entry.drafter} ({entry.kind}) is registered for {entry.target}"
-    return _Choice(entry.drafter, folder, reason)
+        return Choice(name, resolve_path(name, force=force))
+    return registry.choose(target, path, force=force)
 
 
-def _attach(model: Model, chosen: _Choice, block_size: int | None, drafting: Drafting) -> Model:
+def _attach(model: Model, chosen: Choice, block_size: int | None, drafting: Drafting) -> Model:
     name, folder = chosen.name, chosen.folder
     plain = untapped(model.loaded)
     drafter: Drafter[Any] | None = None

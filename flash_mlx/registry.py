@@ -47,6 +47,35 @@ class Entry:
         )
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A drafter: its name, its folder if it has weights, and why `auto` chose it."""
+
+    name: str
+    folder: Path | None = None
+    reason: str = ""
+
+
+def choose(target: str, path: Path, *, force: bool = False) -> Choice:
+    """Return the registered drafter of a target, `ngram` if there is none or it cannot be had.
+
+    Args:
+        target: Hub id.
+        path: The target's folder.
+        force: Download even if disk or memory seem too small.
+    """
+    lookup = "so drafts are looked up in the text so far (ngram)"
+    if (entry := find(target)) is None:
+        reason = f"no drafter is known for {target}, {lookup}; --draft-model names one"
+        return Choice("ngram", None, reason)
+    try:
+        folder = fetch(entry, target, path, force=force)
+    except (OSError, ValueError) as error:
+        return Choice("ngram", None, f"{entry.drafter} cannot be had, {lookup}: {error}")
+    reason = f"{entry.drafter} ({entry.kind}) is registered for {entry.target}"
+    return Choice(entry.drafter, folder, reason)
+
+
 def find(name: str) -> Entry | None:
     """Return the drafter of a target, or None if none is known.
 
