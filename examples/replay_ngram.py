@@ -167,7 +167,7 @@ def main() -> None:
         print(f"{name:22} {drafted:8.3f} {speedup:8.3f} {rates[ALL]:6.3f}", *topical)
     if args.json is not None:
         said = {"answers": args.answers.name, "turns": len(turns), "rules": report}
-        args.json.write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps(said) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

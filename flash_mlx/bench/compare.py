@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -62,31 +63,18 @@ def run(
         ValueError: If nothing can be asked, or no answer is long enough to be timed.
     """
     contest = _Contest(loaded, drafters, settings)
-    warm, last = False, "there was none."
+    why = "there was none."
     for number, question in enumerate(questions, start=1):
-        name, turns, topic = f"prompt {number}", 1, ""
-        if isinstance(question, Question):
-            name, turns, topic = question.name, len(question.turns), question.topic
-        said: list[str] = []
-        for turn in range(turns):
-            if PLAIN in contest.errors:
-                break
-            named = name if turn == 0 else f"{name}, turn {turn + 1}"
-            try:
-                prompt = question if isinstance(question, Prompt) else question.prompt(loaded, said)
-            except (ValueError, OSError) as error:
-                last = str(error)
-                skip({named: last})
-                progress(turns - turn)
-                break
-            if not warm:
-                contest.warm_up(prompt)
-                progress(1)
-                warm = True
-            said.append(contest.ask(named, topic, prompt))
-            progress(1)
-    if not warm:
-        raise ValueError(f"A question at least must be one that can be asked; {last}")
+        if isinstance(question, Prompt):
+            name, topic, turns = f"prompt {number}", "", [lambda _, prompt=question: prompt]
+        else:
+            name, topic = question.name, question.topic
+            turns = [partial(question.prompt, loaded)] * len(question.turns)
+        skipped = contest.converse(name, topic, turns, progress)
+        skip(skipped)
+        why = next(iter(skipped.values()), why)
+    if not contest.warm:
+        raise ValueError(f"A question at least must be one that can be asked; {why}")
     return contest.rows()
 
 
@@ -100,6 +88,7 @@ class _Contest:
         self.contenders: dict[str, Drafter[Any] | None] = {PLAIN: NoDrafter(), **drafters}
         if settings.temperature == 0:
             self.contenders[MLX_VLM] = None
+        self.warm = False
         self.errors: dict[str, str] = {}
         self.asked: list[Asked] = []
         self.samples: dict[str, list[Sample]] = {name: [] for name in self.contenders}
@@ -109,9 +98,41 @@ class _Contest:
         self._order = np.random.default_rng(settings.seed)
         self._bits, self._tokens = 0.0, 0
 
-    def warm_up(self, prompt: Prompt) -> None:
-        """Let all answer once, for nothing."""
-        self._answers(prompt, self.settings.seed)
+    def converse(
+        self,
+        name: str,
+        topic: str,
+        turns: Sequence[Callable[[list[str]], Prompt]],
+        progress: Callable[[int], None],
+    ) -> dict[str, str]:
+        """Ask turn after turn; the first one ever is asked once more before, for nothing.
+
+        Args:
+            name: Of the question.
+            topic: Its topic.
+            turns: From plain decoding's answers so far to the next prompt.
+            progress: Told of each turn done.
+
+        Returns:
+            The name of what cannot be asked -> why; empty if all could be.
+        """
+        said: list[str] = []
+        for turn, make in enumerate(turns):
+            if PLAIN in self.errors:
+                break
+            named = name if turn == 0 else f"{name}, turn {turn + 1}"
+            try:
+                prompt = make(said)
+            except (ValueError, OSError) as error:
+                progress(len(turns) - turn)
+                return {named: str(error)}
+            if not self.warm:
+                self._answers(prompt, self.settings.seed)
+                progress(1)
+                self.warm = True
+            said.append(self.ask(named, topic, prompt))
+            progress(1)
+        return {}
 
     def ask(self, name: str, topic: str, prompt: Prompt) -> str:
         """Let all answer, and keep the books.

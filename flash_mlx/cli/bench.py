@@ -135,6 +135,8 @@ def command(
         if file is not None:
             _require_writable(name, file)
     if projection["roofline"]:
+        if picture is not None:
+            raise click.UsageError("--plot must stand without --roofline, which draws nothing.")
         projected = roofline.run(model, projection, draft_block_size)
         if output is not None:
             write(projected, output)
@@ -157,11 +159,11 @@ def command(
     skipped: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
     for temperature in temperatures:
-        settings = bench.Settings(temperature, max_tokens, seed, repeats)
+        how = bench.Settings(temperature, max_tokens, seed, repeats)
         length = 1 + sum(len(question.turns) for question in questions)
         label = f"Temperature {temperature:g}"
         with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
-            rows += bench.run(loaded, drafters, questions, settings, bar.update, skipped.update)
+            rows += bench.run(loaded, drafters, questions, how, bar.update, skipped.update)
     report = build(
         rows,
         {**context.params, "argv": context.meta[ARGV]},

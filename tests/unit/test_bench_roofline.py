@@ -139,6 +139,7 @@ def test_the_command_projects_from_a_configuration_alone(tmp_path: Path) -> None
         ("--chip M9", 1, "A chip must be one of"),
         ("--model /no/such", 2, "--model must be a folder with a config.json"),
         ("--acceptance 1.5", 2, "--acceptance must be between 0 and 1"),
+        ("--plot {bad}/a.png", 2, "--plot must stand without --roofline"),
         ("--bandwidth 0", 2, "--bandwidth must be above 0"),
         ("--json /no/such/out.json", 1, "--json must name a file in a folder"),
         ("--model {bad}", 1, "must give the sizes"),
