@@ -63,8 +63,8 @@ class Prompt:
         if limit is not None and len(self) > limit:
             raise ValueError(
                 f"The prompt must fit in the model's context of {limit} tokens; it has "
-                f"{len(self)}, {self.num_visual_tokens} of them from images. Shorten it or use "
-                "smaller images."
+                f"{len(self)}, {self.num_visual_tokens} of them from images. Shorten it, or use "
+                "smaller images or fewer frames."
             )
 
     def merged_spans(self, most: int) -> tuple[tuple[int, int], ...]:
