@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image
 
 from flash_mlx.images import ImageSource, load_image
 from flash_mlx.targets import LoadedTarget
-from flash_mlx.video import Frames, Video
+from flash_mlx.video import VIDEOS, Frames, Video
 
 Media = ImageSource | Video | Frames
 Shown = Image.Image | Frames
@@ -65,6 +66,11 @@ class OpenMessage:
     def pictures(self) -> tuple[Image.Image, ...]:
         """All pictures, frames of videos among them."""
         return tuple(picture for each in self.shown for picture in frames(each))
+
+
+def as_media(file: Path) -> Media:
+    """Return a file as what its name's ending says: a video or a picture."""
+    return Video(file) if file.suffix.lower() in VIDEOS else file
 
 
 def opened(media: Media, *, native: bool) -> Shown:

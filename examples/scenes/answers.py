@@ -4,7 +4,7 @@
 
 Each scene is asked one thing; the answer is generated twice, greedily and at temperature 1. Scenes
 of one batch share a prompt, so that their rows have equal length and one padded-free pass serves
-all.
+all. With `--clips`, clips are asked in their place.
 
 Shapes:
     B: sequences of a batch.    T: prompt rows.    D: hidden size.    V: vocabulary.
@@ -24,6 +24,8 @@ import numpy as np
 from mlx_vlm.models.cache import make_prompt_cache
 from PIL import Image
 
+from clip_language import EVENTS_PROMPTS, STEPS_PROMPTS, VIDEO_PROMPTS, clip_conversation
+from clips import draw_clip, moments
 from flash_mlx.processing import make_prompt
 from flash_mlx.targets import LoadedTarget, load_target
 from language import BRIEF_PROMPTS, CAPTION_PROMPTS, LIST_PROMPTS, question
@@ -32,10 +34,25 @@ from world import draw_scene
 
 SPLIT = 50_000_000
 KINDS = ("caption", "caption", "caption", "question", "question", "list", "brief")
+CLIP_SPLIT = 90_000_000
+CLIP_KINDS = ("caption", "caption", "caption", "question", "events", "steps")
 _PROMPTS = {"caption": CAPTION_PROMPTS, "brief": BRIEF_PROMPTS, "list": LIST_PROMPTS}
+_CLIP_PROMPTS = {"caption": VIDEO_PROMPTS, "events": EVENTS_PROMPTS, "steps": STEPS_PROMPTS}
 
 
-def draw_batch(rng: random.Random, first: int, size: int) -> tuple[list[Image.Image], list[str]]:
+def picture_of(seed: int) -> Image.Image:
+    """The picture of a scene."""
+    return Image.fromarray(render(draw_scene(random.Random(seed)), seed)[0])
+
+
+def moments_of(seed: int) -> list[Image.Image]:
+    """The pictures of a clip's moments."""
+    return [Image.fromarray(each) for each in moments(draw_clip(random.Random(seed)), seed)[0]]
+
+
+def draw_batch(
+    rng: random.Random, first: int, size: int
+) -> tuple[list[list[Image.Image]], list[str]]:
     """Pictures of scenes first, ... and their prompts, alike unless they are questions."""
     kind = rng.choice(KINDS)
     shared = rng.choice(_PROMPTS[kind]) if kind in _PROMPTS else ""
@@ -43,25 +60,42 @@ def draw_batch(rng: random.Random, first: int, size: int) -> tuple[list[Image.Im
     for seed in range(first, first + size):
         own = random.Random(seed)
         scene = draw_scene(own)
-        pictures.append(Image.fromarray(render(scene, seed)[0]))
+        pictures.append([picture_of(seed)])
         prompts.append(shared or question(scene, own)[0])
     return pictures, prompts
 
 
+def draw_clip_batch(
+    rng: random.Random, first: int, size: int
+) -> tuple[list[list[Image.Image]], list[str]]:
+    """As `draw_batch`, the moments of clips."""
+    kind = rng.choice(CLIP_KINDS)
+    shared = rng.choice(_CLIP_PROMPTS[kind]) if kind in _CLIP_PROMPTS else ""
+    pictures, prompts = [], []
+    for seed in range(first, first + size):
+        own = random.Random(seed)
+        clip = draw_clip(own)
+        pictures.append(moments_of(seed))
+        prompts.append(shared or clip_conversation(clip, "question", own)[0])
+    return pictures, prompts
+
+
 def embed_prompts(
-    loaded: LoadedTarget, prompts: list[str], pictures: list[Image.Image]
+    loaded: LoadedTarget, prompts: list[str], pictures: list[list[Image.Image]]
 ) -> mx.array:
     """Input embeddings [B, T, D] of prompts that have the same number of rows."""
     model: Any = loaded.target.model
-    made = [make_prompt(loaded, p, [image]) for p, image in zip(prompts, pictures, strict=True)]
+    made = [make_prompt(loaded, p, shown) for p, shown in zip(prompts, pictures, strict=True)]
     pixels = mx.concatenate([prompt.inputs["pixel_values"] for prompt in made])
     hidden = model.vision_tower(pixels.transpose(0, 2, 3, 1), output_hidden_states=True)[-1][-1][
         :, 1:
     ]
     visual = model.multi_modal_projector(hidden)
-    text = loaded.target.embed(mx.array([prompt.tokens for prompt in made]))
-    first, last = made[0].image_spans[0]
-    return mx.concatenate([text[:, :first], visual, text[:, last:]], axis=1)
+    visual = visual.reshape(len(made), -1, *visual.shape[1:])
+    rows = loaded.target.embed(mx.array([prompt.tokens for prompt in made]))
+    for number, (first, last) in enumerate(made[0].image_spans):
+        rows[:, first:last] = visual[:, number]
+    return rows
 
 
 def decode_batch(
@@ -93,16 +127,20 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--scenes", type=int, default=900)
-    parser.add_argument("--first", type=int, default=SPLIT)
+    parser.add_argument("--clips", action="store_true", help="ask about clips, not scenes")
+    parser.add_argument("--first", type=int, help="first number; default: that of the split")
     parser.add_argument("--batch", type=int, default=24)
     args = parser.parse_args()
     loaded = load_target(args.model)
-    rng = random.Random(args.first)
+    start = args.first if args.first is not None else CLIP_SPLIT if args.clips else SPLIT
+    draw, name = (draw_clip_batch, "clip") if args.clips else (draw_batch, "scene")
+    rng = random.Random(start)
     with args.output.open("a") as file:
-        for first in range(args.first, args.first + args.scenes, args.batch):
-            pictures, prompts = draw_batch(rng, first, args.batch)
+        for first in range(start, start + args.scenes, args.batch):
+            pictures, prompts = draw(rng, first, args.batch)
             lengths = [
-                len(make_prompt(loaded, p, [i])) for p, i in zip(prompts, pictures, strict=True)
+                len(make_prompt(loaded, p, shown))
+                for p, shown in zip(prompts, pictures, strict=True)
             ]
             for length in sorted(set(lengths)):
                 chosen = [i for i, n in enumerate(lengths) if n == length]
@@ -115,7 +153,7 @@ def main() -> None:
                 for j, answer in enumerate(answers):
                     i = chosen[j % len(chosen)]
                     row = {
-                        "scene": first + i,
+                        name: first + i,
                         "prompt": prompts[i],
                         "temperature": float(heat[j]),
                         "answer": answer,

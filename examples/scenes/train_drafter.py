@@ -15,16 +15,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import random
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 import mlx.core as mx
 import numpy as np
-from PIL import Image
 
+from answers import moments_of, picture_of
 from flash_mlx.draft import FlashConfig, FlashModel
 from flash_mlx.draft.drafter import FlashDrafter
 from flash_mlx.processing import make_prompt
@@ -33,25 +32,20 @@ from flash_mlx.train import Batch, Example, Teacher, TrainConfig, Trainer, Train
 from flash_mlx.train.validate import BEST_BY, mean_acceptance_length
 from language import CAPTION_PROMPTS
 from model import Llava, TextShape, VisionShape
-from render import render
-from world import draw_scene
 
 TUNING = 31_000_000  # scenes on which training is watched; never reported
 
 
-def picture_of(seed: int) -> Image.Image:
-    return Image.fromarray(render(draw_scene(random.Random(seed)), seed)[0])
-
-
 def read_examples(loaded: LoadedTarget, file: Path) -> list[list[Example]]:
-    """The answers, grouped by scene: those of a group have the same prompt and picture."""
+    """The answers, grouped by scene or clip: those of a group have the same prompt and pictures."""
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     groups = []
-    for (scene, prompt), group in itertools.groupby(
-        sorted(rows, key=lambda r: (r["scene"], r["prompt"])),
-        key=lambda r: (r["scene"], r["prompt"]),
-    ):
-        made = make_prompt(loaded, prompt, [picture_of(scene)])
+
+    def asked(row: dict[str, Any]) -> tuple[bool, int, str]:
+        return "clip" in row, row["clip" if "clip" in row else "scene"], row["prompt"]
+
+    for (is_clip, seed, prompt), group in itertools.groupby(sorted(rows, key=asked), key=asked):
+        made = make_prompt(loaded, prompt, moments_of(seed) if is_clip else [picture_of(seed)])
         groups.append([Example(made, tuple(row["answer"])) for row in group])
     return groups
 
@@ -68,21 +62,32 @@ def batched_target(loaded: LoadedTarget) -> Llava:
     return model
 
 
+def _alike(groups: list[list[Example]], size: int) -> Iterator[list[list[Example]]]:
+    """Batches of at most `size` neighbours with equally many pictures."""
+    for _, some in itertools.groupby(groups, key=lambda g: len(g[0].prompt.image_spans)):
+        left = list(some)
+        yield from (left[start : start + size] for start in range(0, len(left), size))
+
+
 def compute_features(
     model: Llava, groups: list[list[Example]], size: int = 8
 ) -> dict[int, np.ndarray]:
     """The LM head's input at every row of each example, [T, D] float16, by the example's `id`."""
     features: dict[int, np.ndarray] = {}
     ordered = sorted(
-        (g for g in groups if len(g) == 2), key=lambda g: max(len(e.tokens) for e in g)
+        (g for g in groups if len(g) == 2),
+        key=lambda g: (len(g[0].prompt.image_spans), max(len(e.tokens) for e in g)),
     )
-    for start in range(0, len(ordered), size):
-        batch = ordered[start : start + size]
-        first, stop = batch[0][0].prompt.image_spans[0]
+    for batch in _alike(ordered, size):
+        spans = batch[0][0].prompt.image_spans
+        stop = spans[-1][1]
         pixels = mx.concatenate([group[0].prompt.inputs["pixel_values"] for group in batch])
         visual = model.visual_tokens(pixels.transpose(0, 2, 3, 1))
-        before = mx.array([group[0].tokens[:first] for group in batch])
-        shared = mx.concatenate([model.language_model.model.embed_tokens(before), visual], axis=1)
+        visual = visual.reshape(len(batch), len(spans), *visual.shape[1:])
+        before = mx.array([group[0].tokens[:stop] for group in batch])
+        shared = model.language_model.model.embed_tokens(before)
+        for number, (first, last) in enumerate(spans):
+            shared[:, first:last] = visual[:, number]
         longest = max(len(e.tokens) for group in batch for e in group) - stop
         tokens = np.zeros((len(batch), 2, longest), np.int32)
         for b, group in enumerate(batch):

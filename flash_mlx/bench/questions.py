@@ -1,14 +1,15 @@
-"""What a benchmark asks: pictures with prompts, rows of a data set, or text alone.
+"""What a benchmark asks: pictures and videos with prompts, rows of a data set, or text alone.
 
-    FOLDER          its pictures; picture i gets prompt i, over and over
+    FOLDER          its pictures and videos; number i gets prompt i, over and over
     FILE.jsonl      a row each question; `.json` may hold a list of rows instead
     FILE.txt        a question a line, without a picture
     scenes          the bundled pictures
 
 A row has its text in `turns` (a list: MMSpec, Spec-Bench), `text` (LLaVA-Bench), `prompt` or
-`question`, and its picture in `image` (or `images`, `path`, `file_name`), beside the file, in its
-folder `images`, or in the folder that `--image-folder` names. Without a picture it is asked as
-text. A row that cannot be asked is skipped, and the report says which and why.
+`question`, and its picture in `image` (or `images`, `path`, `file_name`) or its video in `video`
+(or `videos`), beside the file, in its folder `images`, or in the folder that `--image-folder`
+names. Without either it is asked as text. A row that cannot be asked is skipped, and the report
+says which and why.
 
 Later turns of a conversation follow plain decoding's own answers to the earlier ones, so all
 contenders answer the same prompt.
@@ -22,17 +23,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flash_mlx.images import PICTURES, ImageSource
+from flash_mlx.images import PICTURES
 from flash_mlx.loading import demo_pictures
-from flash_mlx.messages import Message
+from flash_mlx.messages import Media, Message, as_media
 from flash_mlx.processing import make_chat_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets import LoadedTarget
+from flash_mlx.video import VIDEOS
 
 SCENES = "scenes"
 ROWS, LINES = (".jsonl", ".ndjson", ".json"), ".txt"
 TEXTS = ("turns", "text", "prompt", "question")
-IMAGES = ("image", "images", "path", "file_name")
+IMAGES, CLIPS = ("image", "images", "path", "file_name"), ("video", "videos")
 NAMES = ("id", "question_id")
 
 
@@ -43,14 +45,14 @@ class Question:
     Attributes:
         name: Of the row or the picture, in reports.
         turns: What the user says, one after the other.
-        images: Pictures that come with the first turn.
+        images: Pictures and videos that come with the first turn.
         topic: The row's own, for figures by topic; empty without one.
         error: Why it cannot be asked; None if it can.
     """
 
     name: str
     turns: tuple[str, ...]
-    images: tuple[ImageSource, ...] = ()
+    images: tuple[Media, ...] = ()
     topic: str = ""
     error: str | None = None
 
@@ -92,7 +94,7 @@ def read_questions(
     if data == SCENES and not path.exists():
         found = _of_pictures(demo_pictures(), prompts)
     elif path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in PICTURES)
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in (*PICTURES, *VIDEOS))
         found = _of_pictures(files, prompts)
     elif not path.exists():
         raise FileNotFoundError(
@@ -110,7 +112,7 @@ def read_questions(
         )
     if not found:
         raise ValueError(
-            f"--data must hold something to ask: pictures ({', '.join(PICTURES)}), rows "
+            f"--data must hold something to ask: pictures ({', '.join(PICTURES)}), videos, rows "
             f"({', '.join(ROWS)}) or lines ({LINES}); {data} has none."
         )
     return found[:limit]
@@ -136,7 +138,8 @@ def first_prompt(loaded: LoadedTarget, questions: Sequence[Question]) -> Prompt:
 
 def _of_pictures(files: Sequence[Path], prompts: Sequence[str]) -> list[Question]:
     return [
-        Question(file.name, (prompts[i % len(prompts)],), (file,)) for i, file in enumerate(files)
+        Question(file.name, (prompts[i % len(prompts)],), (as_media(file),))
+        for i, file in enumerate(files)
     ]
 
 
@@ -189,18 +192,24 @@ def _read_row(number: int, row: Any, prompt: str, find: Callable[[str], Path]) -
     if not isinstance(row, dict):
         raise ValueError(f"it must be a JSON object; it is a {type(row).__name__}.")
     turns: Any = next((row[name] for name in TEXTS if row.get(name) is not None), None)
-    images: Any = next((row[name] for name in IMAGES if row.get(name) is not None), [])
     turns = [turns] if isinstance(turns, str) else turns
-    images = [images] if isinstance(images, str) else images
+    images = [*_files(row, IMAGES, "picture"), *_files(row, CLIPS, "video")]
     if turns is None and images:
         turns = [prompt]
     if not _are_texts(turns) or not turns or not turns[0].strip():
         raise ValueError(f"its text must stand in {', '.join(TEXTS)}; got {turns!r}.")
-    if not _are_texts(images) or any(not name or "\0" in name for name in images):
-        raise ValueError(f"its picture must be a file's name; got {images!r}.")
     name = next((str(row[key]) for key in NAMES if key in row), f"row {number}")
     topic = next((str(row[key]) for key in ("topic", "category") if row.get(key)), "")
-    return Question(name, tuple(turns), tuple(map(find, images)), topic)
+    return Question(name, tuple(turns), tuple(as_media(find(name)) for name in images), topic)
+
+
+def _files(row: dict[str, Any], keys: Sequence[str], what: str) -> list[str]:
+    """Return the names of files that stand under the first of some keys."""
+    names: Any = next((row[key] for key in keys if row.get(key) is not None), [])
+    names = [names] if isinstance(names, str) else names
+    if not _are_texts(names) or any(not name or "\0" in name for name in names):
+        raise ValueError(f"its {what} must be a file's name; got {names!r}.")
+    return list(names)
 
 
 def _are_texts(value: object) -> bool:

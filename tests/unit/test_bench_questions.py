@@ -1,14 +1,17 @@
 """Data sets become questions, and what cannot be asked is told."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from clips import noise, write_frames
 from flash_mlx.bench import Question, first_prompt, read_questions, run
 from flash_mlx.bench.answers import Settings
 from flash_mlx.targets import LoadedTarget
+from flash_mlx.video import Video
 from tiny import random_image
 
 PROMPTS = ("Describe it.", "What is this?")
@@ -71,6 +74,17 @@ def test_rows_of_the_known_formats(folder: Path) -> None:
     assert elsewhere[0].images == (folder / "images" / "2.png",)
 
 
+def test_videos_are_asked_about(llava: LoadedTarget, folder: Path) -> None:
+    clip = write_frames(folder / "z.mp4", noise(3, (56, 42)), fps=1)
+    last = read_questions(str(folder), PROMPTS, 9)[-1]
+    assert (last.name, last.images) == ("z.mp4", (Video(clip),))
+    row = {"id": 1, "image": "0.png", "video": "z.mp4"}
+    (found,) = read_questions(rows(folder, row), PROMPTS, 9, folder)
+    assert found.images == (folder / "0.png", Video(clip))
+    prompt = replace(found, images=found.images[1:]).prompt(llava, ())
+    assert (len(prompt.image_spans), prompt.videos) == (3, ((0, 3),))
+
+
 def test_lines_of_text_are_questions_without_pictures(folder: Path) -> None:
     (folder / "a.txt").write_text("One?\n\nTwo?\n")
     found = read_questions(str(folder / "a.txt"), PROMPTS, 9)
@@ -92,6 +106,7 @@ def test_lines_of_text_are_questions_without_pictures(folder: Path) -> None:
         ({"image": 5, "text": "?"}, "its picture must be a file's name; got 5"),
         ({"image": ["", "a"], "text": "?"}, "its picture must be a file's name"),
         ({"image": "a\0b", "text": "?"}, "its picture must be a file's name"),
+        ({"video": {"a": 1}, "text": "?"}, "its video must be a file's name"),
     ],
 )
 def test_a_bad_row_says_what_is_wrong_with_it(row: Any, part: str, folder: Path) -> None:
