@@ -255,6 +255,10 @@ class Pace:
         missing = (loss - self.risk) / RISK_PER_TOKEN - self.tokens - 1
         return replace(self, wait=max(1, math.ceil(missing)))
 
+    def rested(self) -> Pace:
+        """Return the pace parked, as nothing that could be drafted pays; longer each time."""
+        return replace(self, wait=self.gap, gap=min(2 * self.gap, LONGEST_GAP))
+
     def parked(self, num_tokens: int) -> Pace:
         """Return the pace after a round of plain decoding; reading ahead makes it cost 1.
 
@@ -296,11 +300,12 @@ class Pace:
             gained=MEMORY * self.gained + num_tokens,
             paid=MEMORY * self.paid + cost,
             depth=2 * num_tokens,
+            gap=FIRST_GAP if num_tokens > cost else self.gap,
         )
         if after.gain >= PRIOR_GAIN:
             after = replace(after, depth=NO_LIMIT)
         if num_tokens > cost and self.gain < 1:  # a try after a pause that paid
-            after = replace(after, gained=2 * PRIOR_GAIN, paid=2.0, gap=FIRST_GAP)
+            after = replace(after, gained=2 * PRIOR_GAIN, paid=2.0)
         elif after.gain < 1:
-            after = replace(after, wait=self.gap, gap=min(2 * self.gap, LONGEST_GAP))
+            after = after.rested()
         return after.settled()

@@ -68,15 +68,15 @@ def replay(
     """
     pace, place, spent, depths = Pace.begin(costs, belief).settled(), 0, 0.0, []
     while place < len(accepted):
-        if pace.wait:
-            pace, place, spent = pace.parked(1), place + 1, spent + 1
-            depths.append(0)
+        depth = 0 if pace.wait else pace.reach(block_size)
+        depths.append(depth)
+        if depth == 0:
+            pace = (pace if pace.wait else pace.rested()).parked(1)
+            place, spent = place + 1, spent + 1
             continue
-        depth = pace.reach(block_size)
         hits = min(depth, accepted[place])
         tried = range(min(depth, hits + 1))
         outcomes: Outcomes = {("draft", slot): [(PRIOR, slot < hits)] for slot in tried}
         spent += costs.round(1 + depth) + costs.draft(depth)
         pace, place = pace.after(1 + hits, 1 + depth, depth, outcomes), place + 1 + hits
-        depths.append(depth)
     return place / spent, depths

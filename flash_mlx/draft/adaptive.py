@@ -24,7 +24,7 @@ from typing import Any
 import mlx.core as mx
 
 from flash_mlx.cost import NO_LIMIT, PRIOR, Pace
-from flash_mlx.decode import ROOT_ALONE, Drafter, ReadingDrafter
+from flash_mlx.decode import Drafter, ReadingDrafter
 from flash_mlx.draft.drafter import FlashDrafter, FlashState
 from flash_mlx.draft.explained import explain
 from flash_mlx.draft.ngram import PATIENCE, NgramDrafter, NgramState
@@ -36,6 +36,7 @@ from flash_mlx.draft.offers import (
     asked,
     broken,
     looked_at,
+    parked,
     noted,
     unseen_value,
 )
@@ -90,9 +91,7 @@ class AdaptiveDrafter:
             mx.async_eval(main.slots)  # the device reads while the host decides
         pace, lookup = self._pace(state, greedy=sampler.greedy), self._heard(state)
         if pace.wait:
-            state.offers[:] = [Offer(pace, main, lookup, ahead=True)]
-            alone = mx.array([root], dtype=mx.int32)
-            return DraftTree(ROOT_ALONE, alone, lookahead=pace.wait > 1, parked=True)
+            return parked(root, Offer(pace, main, lookup, ahead=True), state)
         reach, drafter = self._reach(pace), self.drafter
         main = self._read(state) if reach and main is None else main
         block = drafter.block_size if isinstance(drafter, FlashDrafter) else NO_LIMIT
@@ -104,6 +103,9 @@ class AdaptiveDrafter:
                 return broken(root)
             return looked_at(root, self._grow(pace, main, lookup, reach, candidates), state)
         offer = self._grow(pace, main, lookup)
+        if drafter is not None and not reach and not offer.nodes:
+            # Nothing can pay, and a root alone is not worth the wait for what it brings.
+            return parked(root, Offer(pace.rested(), main, lookup, ahead=True), state)
         if drafter is None or not reach:
             return looked_at(root, offer, state)
         unseen = Offer(pace, main, lookup, self._shape(pace, reach), depth=reach)

@@ -14,7 +14,7 @@ import mlx.core as mx
 import numpy as np
 
 from flash_mlx.cost import Costs, Pace
-from flash_mlx.decode import Drafter
+from flash_mlx.decode import ROOT_ALONE, Drafter
 from flash_mlx.draft.drafter import FlashDrafter
 from flash_mlx.draft.ngram import NgramState
 from flash_mlx.draft.sources import outcomes_of, value
@@ -150,6 +150,13 @@ def noted(offer: Offer, tokens: tuple[int, ...]) -> Pace:
     else:
         outcomes = outcomes_of(offer.nodes, tokens)
     return pace.after(len(tokens), offer.rows, offer.depth, outcomes)
+
+
+def parked(root: int, offer: Offer, state: AdaptiveState) -> DraftTree:
+    """Return the root alone, read as plain decoding reads it."""
+    state.offers[:] = [offer]
+    alone = mx.array([root], dtype=mx.int32)
+    return DraftTree(ROOT_ALONE, alone, lookahead=offer.pace.wait > 1, parked=True)
 
 
 def broken(root: int) -> DraftTree:

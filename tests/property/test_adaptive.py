@@ -227,6 +227,23 @@ def test_a_hopeless_drafter_is_parked_and_a_perfect_one_is_not() -> None:
     assert sum(each.num_accepted for each in rounds) == sum(each.num_drafted for each in rounds)
 
 
+@pytest.mark.parametrize("lookup", [False, True], ids=["alone", "with lookup"])
+def test_where_no_draft_can_pay_hardly_a_round_waits_for_the_host(lookup: bool) -> None:
+    """A root alone that is not parked is not read ahead, so it costs more than plain decoding."""
+    dear = Costs(1.0, ((1, 1.16), (2, 1.64), (4, 2.7), (8, 4.8)), ((1, 0.67), (3, 1.0)))
+    target = target_of(2)
+    drafter = paced(flash(2, "trusted"), lambda _, greedy: dear, lookup=NgramDrafter())
+    if not lookup:
+        drafter.lookup = None
+    rounds = rounds_of(target, drafter, 100)[1:]
+    assert sum(len(each.tokens) for each in rounds) == 99
+    waited = [each for each in rounds if not each.parked and not each.num_drafted]
+    assert len(waited) <= 2
+    assert [token for each in rounds for token in each.tokens] == greedy_oracle(
+        target, (1, 2, 3), 100
+    )[1:]
+
+
 def test_rows_that_were_not_read_while_parked_are_read_afterwards() -> None:
     """A drafter that is asked after a pause drafts as if it had been shown each round."""
 
