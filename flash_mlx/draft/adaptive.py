@@ -36,8 +36,8 @@ from flash_mlx.draft.offers import (
     asked,
     broken,
     looked_at,
-    parked,
     noted,
+    parked,
     unseen_value,
 )
 from flash_mlx.draft.sources import Expand, following, merged, prune, slots, value

@@ -79,7 +79,7 @@ class OracleBlocks(FlashDrafter):
                 tokens[slot, rank] = truth
         shares = mx.log(mx.array([0.6, 0.2, 0.1][:width]))
         logprobs = mx.broadcast_to(shares, (depth, width))
-        return Candidates(mx.array(tokens), logprobs, in_turn=False)
+        return Candidates(mx.array(tokens), logprobs, free=depth)
 
 
 @dataclass(frozen=True)
