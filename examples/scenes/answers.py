@@ -15,6 +15,8 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,34 +52,50 @@ def moments_of(seed: int) -> list[Image.Image]:
     return [Image.fromarray(each) for each in moments(draw_clip(random.Random(seed)), seed)[0]]
 
 
+@dataclass(frozen=True)
+class Subject:
+    """What is asked about: scenes or clips, by number.
+
+    Attributes:
+        name: Of the number, in a row of answers.
+        first: The first number.
+        kinds: Of conversations.
+        prompts: By kind; those of a kind that is missing are questions.
+        pictures: Of a number.
+        question: Of a number.
+    """
+
+    name: str
+    first: int
+    kinds: tuple[str, ...]
+    prompts: dict[str, tuple[str, ...]]
+    pictures: Callable[[int], list[Image.Image]]
+    question: Callable[[int], str]
+
+
+def scene_question(seed: int) -> str:
+    rng = random.Random(seed)
+    return question(draw_scene(rng), rng)[0]
+
+
+def clip_question(seed: int) -> str:
+    rng = random.Random(seed)
+    return clip_conversation(draw_clip(rng), "question", rng)[0]
+
+
+SCENES = Subject("scene", SPLIT, KINDS, _PROMPTS, lambda seed: [picture_of(seed)], scene_question)
+CLIPS = Subject("clip", CLIP_SPLIT, CLIP_KINDS, _CLIP_PROMPTS, moments_of, clip_question)
+
+
 def draw_batch(
-    rng: random.Random, first: int, size: int
+    subject: Subject, rng: random.Random, first: int, size: int
 ) -> tuple[list[list[Image.Image]], list[str]]:
-    """Pictures of scenes first, ... and their prompts, alike unless they are questions."""
-    kind = rng.choice(KINDS)
-    shared = rng.choice(_PROMPTS[kind]) if kind in _PROMPTS else ""
-    pictures, prompts = [], []
-    for seed in range(first, first + size):
-        own = random.Random(seed)
-        scene = draw_scene(own)
-        pictures.append([picture_of(seed)])
-        prompts.append(shared or question(scene, own)[0])
-    return pictures, prompts
-
-
-def draw_clip_batch(
-    rng: random.Random, first: int, size: int
-) -> tuple[list[list[Image.Image]], list[str]]:
-    """As `draw_batch`, the moments of clips."""
-    kind = rng.choice(CLIP_KINDS)
-    shared = rng.choice(_CLIP_PROMPTS[kind]) if kind in _CLIP_PROMPTS else ""
-    pictures, prompts = [], []
-    for seed in range(first, first + size):
-        own = random.Random(seed)
-        clip = draw_clip(own)
-        pictures.append(moments_of(seed))
-        prompts.append(shared or clip_conversation(clip, "question", own)[0])
-    return pictures, prompts
+    """Pictures of numbers first, ... and their prompts, alike unless they are questions."""
+    kind = rng.choice(subject.kinds)
+    shared = rng.choice(subject.prompts[kind]) if kind in subject.prompts else ""
+    seeds = range(first, first + size)
+    pictures = [subject.pictures(seed) for seed in seeds]
+    return pictures, [shared or subject.question(seed) for seed in seeds]
 
 
 def embed_prompts(
@@ -132,12 +150,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=24)
     args = parser.parse_args()
     loaded = load_target(args.model)
-    start = args.first if args.first is not None else CLIP_SPLIT if args.clips else SPLIT
-    draw, name = (draw_clip_batch, "clip") if args.clips else (draw_batch, "scene")
+    subject = CLIPS if args.clips else SCENES
+    start = subject.first if args.first is None else args.first
     rng = random.Random(start)
     with args.output.open("a") as file:
         for first in range(start, start + args.scenes, args.batch):
-            pictures, prompts = draw(rng, first, args.batch)
+            pictures, prompts = draw_batch(subject, rng, first, args.batch)
             lengths = [
                 len(make_prompt(loaded, p, shown))
                 for p, shown in zip(prompts, pictures, strict=True)
@@ -153,7 +171,7 @@ def main() -> None:
                 for j, answer in enumerate(answers):
                     i = chosen[j % len(chosen)]
                     row = {
-                        name: first + i,
+                        subject.name: first + i,
                         "prompt": prompts[i],
                         "temperature": float(heat[j]),
                         "answer": answer,
