@@ -31,6 +31,7 @@ PRIOR_GAIN = 1.3  # tokens per plain token of drafting, before any was done
 FIRST_DEPTH = 4  # of a text's first draft
 NO_LIMIT = 2**31
 TABLE = 65  # rows, and tokens ahead, whose costs are computed once
+AGAIN = 0.5  # of a draft of the drafter's second pass, which reads what the first only guessed
 SPARE = 0.4  # of a slot's next choice, if those before it were refused
 RISK = 1.0  # plain tokens that a text may lose to drafting; twice as many if that was measured
 RISK_PER_TOKEN = 0.005  # and what each of its tokens adds
@@ -202,7 +203,9 @@ class Pace:
         found = self.rates.get(kind)
         if found is not None or not isinstance(kind, tuple):
             return found or NO_RATE
-        if kind[0] == "draft" and kind[1] < self.block and self.belief > PRIOR:
+        if kind[0] == "draft" and kind[1] >= self.block:
+            return Rate(prior=AGAIN)
+        if kind[0] == "draft" and self.belief > PRIOR:
             return Rate(prior=self.belief, weight=MEASURED_TRIALS)
         return Rate(prior=SPARE) if kind[0] == "spare" else NO_RATE
 

@@ -250,8 +250,7 @@ def _paced(loaded: LoadedTarget, drafter: Drafter[Any] | None, *, trees: bool) -
     target = loaded.target
     calibrator = Calibrator(target, lambda rows: scratch_cache(target, rows), target.model, drafter)
     trees = trees and target.supports_tree
-    lookup, memory = NgramDrafter(), Memory()
-    return paced(drafter, calibrator.costs, lookup=lookup, trees=trees, memory=memory)
+    return paced(drafter, calibrator.costs, lookup=NgramDrafter(), trees=trees, memory=Memory())
 
 
 def read_by(drafter: Drafter[Any] | None, loaded: LoadedTarget) -> LoadedTarget:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from flash_mlx.buffer import GROWTH
 from flash_mlx.decode import Drafter
 from flash_mlx.draft import FlashDrafter, FlashState
+from flash_mlx.draft.choice import score_of
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import Topology
@@ -309,5 +310,7 @@ def test_a_second_pass_reads_the_first_block_as_if_it_were_accepted(changes, sam
         raw = mx.take_along_axis(at_root[1], mx.argsort(at_root[0], axis=-1), axis=-1)
         np.testing.assert_allclose(np.array(laws[3:4]), np.array(sampler.probs(raw)), atol=1e-5)
         assert all(laws[row, token].item() > 0 for row, token in enumerate(said))
+        score = score_of(sampler, (5, 11), KEY)  # each slot has racers of its own
+        assert said[3] == mx.argmax(score(3, TARGET.lm_head(further.slots[:1]))).item()
     with pytest.raises(ValueError, match="at most 6 tokens deep; got 7"):
         drafter.draft(tokens[9], state, sampler, KEY, Topology.chain(7))
