@@ -27,7 +27,7 @@ LAYERS = (
     {"registry"},
     {"batch", "loading", "store", "transcript"},
     {"generate", "measure"},
-    {"session"},
+    {"session", "throughput"},
     {"joint_law"},
     {"caption", "verify", "doctor", "selftest", "train", "viz"},
     {"bench"},

@@ -1,6 +1,6 @@
-"""Pictures in, captions out, one after the other.
+"""Pictures in, captions out: one after the other, or several texts decoded together.
 
-While the text of a picture is decoded, a thread prepares the next ones. A picture that cannot be
+While texts are decoded, a thread prepares the next pictures. A picture that cannot be
 read, and whatever else goes wrong with one, is an error of its own and stops nothing.
 """
 
@@ -10,25 +10,31 @@ import copy
 import hashlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 
+from flash_mlx.batch import Batch, Seat
 from flash_mlx.caption.listing import Item
-from flash_mlx.generate import Model, join, stream_generate
+from flash_mlx.generate import GenerationResponse, Model, join, make_sampler, stream_generate
 from flash_mlx.messages import Media, opened
 from flash_mlx.processing import make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets import LoadedTarget
+from flash_mlx.throughput import Together, best_together, together
 from flash_mlx.video import FPS, MAX_FRAMES, VIDEOS, Video
 
-AHEAD = 2  # pictures that are prepared while one is described
+AHEAD = 2  # pictures that are prepared while others are described
+WAITING = 2  # batches of texts under way, or ended and waiting for those before them
+FEWEST = 4  # batches of them, for which it is worth measuring what batches bring
+
+BatchSize = int | Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Caption:
         finish_reason: `stop`, or `length` where the text was cut off.
         generation_tokens: Tokens of the caption, a stop token included.
         mean_acceptance_length: Tokens for each pass of the target.
-        seconds: From the prompt to the last token [s].
+        seconds: From the prompt to the last token, other texts' shares of that time included [s].
     """
 
     path: str
@@ -74,28 +80,60 @@ class Caption:
 
 def describe(
     model: Model,
-    items: Iterable[Item],
+    items: Sequence[Item],
     *,
     system: str | None = None,
     fps: float = FPS,
     max_frames: int = MAX_FRAMES,
+    batch_size: BatchSize = "auto",
+    note: Callable[[str], None] = lambda _: None,
     **settings: Any,
-) -> Iterator[Caption]:
-    """Describe pictures in order; the arguments and errors are those of `Job.run`."""
+) -> Iterator[tuple[Item, Caption]]:
+    """Describe pictures in order; arguments and errors as for `Job.run`."""
     # A tokenizer may not encode in one thread while it decodes in another.
     loaded = replace(model.loaded, processor=copy.deepcopy(model.processor))
     prepare = partial(_prepare, loaded, system, partial(Video, fps=fps, max_frames=max_frames))
-    left = iter(items)
+    left, how = iter(items), None if batch_size == "auto" else together(model, batch_size)
+    active: list[tuple[_Text, list[Caption]]] = []
+    line: deque[tuple[Item, list[Caption]]] = deque()  # in order; a caption once it has ended
     with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
         ready: deque[Future[_Ready]] = deque()
         try:
             ready.extend(pool.submit(prepare, e) for e in islice(left, AHEAD))
-            while ready:
-                picture = ready.popleft().result()
-                ready.extend(pool.submit(prepare, e) for e in islice(left, 1))
-                yield _describe(model, picture, settings)
+            while ready or line:
+                size = 1 if how is None else how.size
+                while ready and len(active) < size and len(line) < WAITING * size:
+                    picture = ready.popleft().result()
+                    ready.extend(pool.submit(prepare, e) for e in islice(left, 1))
+                    line.append((picture.item, []))
+                    if picture.prompt is None:
+                        line[-1][1].append(picture.caption())
+                        continue
+                    if how is None:
+                        how = _choose(model, picture.prompt, len(items) // FEWEST, settings)
+                    if not active:
+                        note(how.reason)
+                        batch, size = how.batch(), how.size
+                    text = _Text(how.model, model, picture, settings, batch)
+                    active.append((text, line[-1][1]))
+                for each in tuple(active):
+                    caption = each[0].go_on()
+                    if caption is not None:
+                        each[1].append(caption)
+                        active.remove(each)
+                while line and line[0][1]:
+                    item, found = line.popleft()
+                    yield item, found[0]
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _choose(model: Model, prompt: Prompt, most: int, settings: Mapping[str, Any]) -> Together:
+    """Choose the batch size by measured costs."""
+    defaults = model.loaded.generation_defaults
+    drawn = [settings.get(name) for name in ("temperature", "top_p", "top_k", "min_p")]
+    greedy = make_sampler(defaults, *drawn).greedy
+    return best_together(model, len(prompt), most, greedy=greedy)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +144,11 @@ class _Ready:
     sha256: str | None
     prompt: Prompt | None
     error: str | None = None
+
+    def caption(self, error: str | None = None) -> Caption:
+        """Return what is written down if there is no text."""
+        item = self.item
+        return Caption(item.path, item.prompt, self.sha256, error=error or self.error)
 
 
 def _prepare(
@@ -152,24 +195,57 @@ def hash_file(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _describe(model: Model, picture: _Ready, settings: dict[str, Any]) -> Caption:
-    item, start = picture.item, time.perf_counter()
-    unsaid = Caption(item.path, item.prompt, picture.sha256)
-    if picture.prompt is None:
-        return replace(unsaid, error=picture.error)
-    responses = stream_generate(model, picture.prompt, **settings)  # wrong settings stop the job
-    try:
-        answer = join(list(responses))
-    except Exception as error:  # noqa: BLE001  such as too little memory for this picture
-        return replace(unsaid, error=_one_line(error))
-    return replace(
-        unsaid,
-        text=answer.text,
-        finish_reason=answer.finish_reason,
-        generation_tokens=answer.stats.generation_tokens,
-        mean_acceptance_length=answer.stats.mean_acceptance_length,
-        seconds=time.perf_counter() - start,
-    )
+class _Text:
+    """The text of a picture, under way."""
+
+    def __init__(
+        self,
+        model: Model,
+        alone: Model,
+        picture: _Ready,
+        settings: dict[str, Any],
+        batch: Batch | None,
+    ) -> None:
+        """Begin; wrong settings are raised here, and stop the job.
+
+        Args:
+            model: As it drafts in the batch.
+            alone: The model as it drafts for one text.
+            picture: What to describe.
+            settings: For `stream_generate`.
+            batch: Texts that are decoded with this one; None: none are.
+        """
+        self._alone, self._picture, self._settings = alone, picture, settings
+        self._begin(model, None if batch is None else batch.seat())
+
+    def _begin(self, model: Model, seat: Seat | None) -> None:
+        prompt: Any = self._picture.prompt
+        self._together, self._start = seat is not None, time.perf_counter()
+        self._pieces: list[GenerationResponse] = []
+        self._responses = stream_generate(model, prompt, seat=seat, **self._settings)
+
+    def go_on(self) -> Caption | None:
+        """Decode a piece; a text alone is decoded to its end. Returns the caption at the end."""
+        try:
+            piece = next(self._responses, None)
+            if piece is not None and self._together:
+                self._pieces.append(piece)
+                return None
+            rest = [] if piece is None else [piece, *self._responses]
+            answer = join(self._pieces + rest)
+        except Exception as error:  # noqa: BLE001  such as too little memory for this picture
+            if not self._together:
+                return self._picture.caption(_one_line(error))
+            self._begin(self._alone, None)  # the fault may be of all texts together: again, alone
+            return None
+        return replace(
+            self._picture.caption(),
+            text=answer.text,
+            finish_reason=answer.finish_reason,
+            generation_tokens=answer.stats.generation_tokens,
+            mean_acceptance_length=answer.stats.mean_acceptance_length,
+            seconds=time.perf_counter() - self._start,
+        )
 
 
 def _one_line(error: Exception) -> str:

@@ -32,6 +32,11 @@ class Job:
         resume: Whether the output may have rows.
         sidecar: Whether to write each caption beside its picture.
 
+    Attributes:
+        todo: What is left to describe.
+        num_done: Captions that the output had already.
+        batches: How many texts are decoded together, and why; empty before the first.
+
     Raises:
         OSError: The inputs or the output cannot be used.
         ValueError: There is nothing to describe, or a sidecar would replace a file.
@@ -50,8 +55,11 @@ class Job:
         if resume and output is None:
             raise ValueError("To resume, there must be an output to go on with; name one.")
         items = find_items(inputs, prompt)
+        if output is not None:
+            _require_other(Path(output), inputs)
         self._rows = None if output is None else RowFile(Path(output), resume=resume)
         self._sidecar = sidecar
+        self.batches = ""
         try:
             done, stale = _read_done(items, self._rows) if self._rows else ({}, {})
             self.todo = [item for item in items if (item.path, item.prompt) not in done]
@@ -71,9 +79,12 @@ class Job:
     def run(self, model: Model, **settings: Any) -> Iterator[Caption]:
         """Describe what is to be done, and write down each caption before it is returned.
 
+        They come in the order of the pictures. Of texts that are decoded together, those that end
+        early wait for those before them.
+
         Args:
             model: From `load`.
-            settings: `system`, `fps` and `max_frames` as for `caption`, and those of
+            settings: `system`, `fps`, `max_frames` and `batch_size` as for `caption`, and those of
                 `stream_generate`.
 
         Raises:
@@ -81,8 +92,7 @@ class Job:
             ValueError: A setting is out of its range.
         """
         try:
-            captions = describe(model, self.todo, **settings)
-            for item, each in zip(self.todo, captions, strict=True):
+            for item, each in describe(model, self.todo, note=self._note, **settings):
                 if self._rows is not None:
                     self._rows.append(each.to_row())
                 file = _sidecar(item) if self._sidecar else None
@@ -91,6 +101,9 @@ class Job:
                 yield each
         finally:
             self.close()
+
+    def _note(self, reason: str) -> None:
+        self.batches = reason
 
     def close(self) -> None:
         """Let others have the output."""
@@ -131,8 +144,24 @@ def _sha256(file: Path) -> str | None:
         return None
 
 
+def _require_other(output: Path, inputs: Sequence[str | os.PathLike[str]]) -> None:
+    """Require an output that is no input.
+
+    Raises:
+        ValueError: It is one, perhaps by another name.
+    """
+    if output.exists():
+        same = [each for each in inputs if Path(each).exists() and output.samefile(each)]
+        if same:
+            raise ValueError(
+                f"The output must be another file than the inputs; {output} is both. Name another."
+            )
+
+
 def _sidecar(item: Item) -> Path | None:
-    return None if item.file is None else item.file.with_suffix(".txt")
+    """Return where the caption of a picture stands; None if the item is none."""
+    none = item.file is None or item.file.is_dir()
+    return None if none or item.file is None else item.file.with_suffix(".txt")
 
 
 def _write_sidecar(file: Path, text: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flash_mlx.cli import roofline
-from flash_mlx.cli.options import ListOptions, at_least, loading_options
+from flash_mlx.cli.options import ListOptions, at_least, loading_options, require_writable
 from flash_mlx.cli.roofline import roofline_options, write
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ def command(
     """Measure drafters against plain decoding, interleaved in one process."""
     for name, file in (("--json", output), ("--plot", picture)):
         if file is not None:
-            _require_writable(name, file)
+            require_writable(name, file)
     if projection["roofline"]:
         if picture is not None:
             raise click.UsageError("--plot must stand without --roofline, which draws nothing.")
@@ -177,18 +176,6 @@ def command(
     if picture is not None:
         plot(report, picture)
     click.echo(render(report, markdown=markdown))
-
-
-def _require_writable(option: str, file: Path) -> None:
-    """Find out before the run whether its report can be written.
-
-    Raises:
-        OSError: It cannot.
-    """
-    folder = file.parent
-    writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
-    if not writable or (file.exists() and not os.access(file, os.W_OK)):
-        raise OSError(f"{option} must name a file in a folder that can be written; got {file}.")
 
 
 def _drafters(

@@ -15,6 +15,8 @@ from flash_mlx.cli.options import INTERRUPTED
 from flash_mlx.cli.penalties import penalty_options
 from flash_mlx.cli.video import video_options
 
+MOST_TEXTS = 256
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -40,6 +42,26 @@ def _refuse_workers(
         )
 
 
+def _batch_size(
+    context: click.Context,
+    parameter: click.Parameter,  # noqa: ARG001
+    value: str,
+) -> int | str:
+    """Read a number, or `auto`.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    if value == "auto":
+        return value
+    if not (value.isascii() and value.isdigit() and 1 <= int(value) <= MOST_TEXTS):
+        raise click.UsageError(
+            f"--batch-size must be auto or a whole number from 1 to {MOST_TEXTS}; got {value}.",
+            context,
+        )
+    return int(value)
+
+
 @click.command("caption")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option(
@@ -62,6 +84,14 @@ def _refuse_workers(
 @video_options
 @click.option("--resume", is_flag=True, help="Go on with FILE: skip what it has already.")
 @click.option("--sidecar", is_flag=True, help="Write each caption beside its picture too, as .txt.")
+@click.option(
+    "--batch-size",
+    default="auto",
+    show_default=True,
+    metavar="N|auto",
+    callback=_batch_size,
+    help="Texts decoded together; auto: as many as is fastest here, by measured costs.",
+)
 @click.option("--workers", type=int, hidden=True, expose_value=False, callback=_refuse_workers)
 @sampling_options
 @penalty_options
@@ -97,8 +127,10 @@ def command(
     loaded = observed(load(model, draft_model, draft_block_size=draft_block_size, **loading), learn)
     for line in notices(loaded, draft_model):
         click.echo(line, err=True)
-    captions = job.run(loaded, **settings)
-    return _follow(captions, len(job.todo), job.num_done, verbose=verbose)
+    code = _follow(job.run(loaded, **settings), len(job.todo), job.num_done, verbose=verbose)
+    if verbose and job.batches:
+        click.echo(job.batches, err=True)
+    return code
 
 
 def _follow(captions: Iterator[Caption], num_todo: int, num_done: int, *, verbose: bool) -> int:

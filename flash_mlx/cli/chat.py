@@ -14,7 +14,7 @@ import click
 
 from flash_mlx.cli.generate import _print_stream, model_options, notices, sampling_options
 from flash_mlx.cli.learn import learn_options, observed
-from flash_mlx.cli.options import INTERRUPTED, ListOptions, at_least
+from flash_mlx.cli.options import INTERRUPTED, ListOptions, between
 from flash_mlx.cli.penalties import penalty_options
 from flash_mlx.cli.report import as_json_object, statistics
 
@@ -36,7 +36,7 @@ HELP = "/image FILE adds a picture, /reset begins anew, /quit ends, Ctrl-C ends 
 @click.option(
     "--cache-gb",
     type=float,
-    callback=at_least(0),
+    callback=between(0, 100_000),
     help="Memory for what was read, between answers; default: an eighth of the machine's.",
 )
 @click.option("--verbose/--no-verbose", default=False, help="Statistics on stderr; default: off.")

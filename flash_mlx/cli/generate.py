@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from flash_mlx.cli.learn import learn_options, observed
-from flash_mlx.cli.options import INTERRUPTED, at_least, between, loading_options
+from flash_mlx.cli.options import (
+    INTERRUPTED,
+    at_least,
+    between,
+    loading_options,
+    require_writable,
+)
 from flash_mlx.cli.penalties import penalty_options
 from flash_mlx.cli.report import as_json_object, statistics, weights
 from flash_mlx.cli.show import coloured, has_colours, show_options
@@ -172,6 +178,10 @@ def command(
     text = _read_prompt(prompt, has_image=bool(image or video))
     if show_latents is not None and not (image or video):
         raise click.UsageError("--show-latents draws on a picture; give --image.")
+    if show_latents is not None:
+        require_writable("--show-latents", show_latents)
+        if show_latents.exists() and not show_latents.is_file():
+            raise click.UsageError(f"--show-latents must name a file; {show_latents} is none.")
     from flash_mlx.draft import AdaptiveDrafter
     from flash_mlx.generate import join, load, stream_generate
 
@@ -181,9 +191,11 @@ def command(
     for line in notices(loaded, draft_model):
         click.echo(line, err=True)
     if show_latents is not None:
+        from flash_mlx.files import replacing
         from flash_mlx.viz import draw_latents
 
-        draw_latents(loaded, frames_of(images), text, system).save(show_latents, format="PNG")
+        with replacing(show_latents) as new:
+            draw_latents(loaded, frames_of(images), text, system).save(new, format="PNG")
     responses = stream_generate(loaded, text, images, system=system, **settings)
     show = coloured if show_drafts and has_colours() else None
     pieces, interrupted = _print_stream(responses, stream=not as_json, show=show)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -54,6 +56,18 @@ def spread(arguments: Sequence[str], lists: Sequence[str]) -> list[str]:
             words.append(option)
         words.append(word)
     return words
+
+
+def require_writable(option: str, file: Path) -> None:
+    """Find out before the run whether its result can be written.
+
+    Raises:
+        OSError: It cannot.
+    """
+    folder = file.parent
+    writable = folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    if not writable or (file.exists() and not os.access(file, os.W_OK)):
+        raise OSError(f"{option} must name a file in a folder that can be written; got {file}.")
 
 
 def at_least(low: float) -> Check:

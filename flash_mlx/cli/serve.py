@@ -9,9 +9,12 @@ from typing import Any
 import click
 
 from flash_mlx.cli.generate import model_options, notices
-from flash_mlx.cli.options import at_least
+from flash_mlx.cli.options import at_least, between
 
-LOCAL = ("127.0.0.1", "localhost")
+# Names by which this machine's own clients call a server that listens to them alone. A web page
+# can make its own name stand for this machine, but not a bracket, which begins an IPv6 address.
+LOCAL = ("127.0.0.1", "localhost", "::1")
+LOCAL_NAMES = (*LOCAL, "[::1]", "[")
 
 
 @click.command("serve")
@@ -38,11 +41,17 @@ LOCAL = ("127.0.0.1", "localhost")
     help="Most tokens of an answer.",
 )
 @click.option(
+    "--cache-gb",
+    type=float,
+    callback=between(0, 100_000),
+    help="Memory for what was read, between answers; default: an eighth of the machine's.",
+)
+@click.option(
     "--max-body-mb",
     type=float,
     default=32,
     show_default=True,
-    callback=at_least(0.001),
+    callback=between(0.001, 100_000),
     help="Largest request.",
 )
 @click.option(
@@ -50,7 +59,7 @@ LOCAL = ("127.0.0.1", "localhost")
     type=float,
     default=50,
     show_default=True,
-    callback=at_least(0.001),
+    callback=between(0.001, 100_000),
     help="Largest picture.",
 )
 def command(
@@ -63,6 +72,7 @@ def command(
     api_key: str | None,
     max_waiting: int,
     max_tokens: int,
+    cache_gb: float | None,
     max_body_mb: float,
     max_megapixels: float,
 ) -> None:
@@ -81,8 +91,11 @@ def command(
         api_key = ""  # click takes an empty variable for none, and that would serve everyone
     if api_key is not None and not (api_key.strip() and api_key.isascii()):
         raise click.UsageError("--api-key must be ASCII text, and not empty.")
-    listener = socket.create_server((host, port))  # before the model: a taken port is known soon
-    engine = Engine(lambda: load(model, draft_model, draft_block_size=draft_block_size, **loading))
+    listener = _listen(host, port)  # before the model: a taken port is known soon
+    max_bytes = None if cache_gb is None else int(cache_gb * 1e9)
+    engine = Engine(
+        lambda: load(model, draft_model, draft_block_size=draft_block_size, **loading), max_bytes
+    )
     try:
         for line in notices(engine.wait(), draft_model):
             click.echo(line, err=True)
@@ -91,10 +104,11 @@ def command(
             api_key=api_key,
             max_body=int(max_body_mb * 1e6),
             max_waiting=max_waiting,
-            hosts=LOCAL if host in LOCAL else ("*",),
+            hosts=LOCAL_NAMES if host in LOCAL else ("*",),
             limits=Limits(max_pixels=int(max_megapixels * 1e6), max_tokens=max_tokens),
         )
-        click.echo(f"Serving at http://{host}:{listener.getsockname()[1]}/v1", err=True)
+        name = f"[{host}]" if ":" in host else host
+        click.echo(f"Serving at http://{name}:{listener.getsockname()[1]}/v1", err=True)
         config = uvicorn.Config(
             make_app(engine, settings),
             log_level="warning",
@@ -105,3 +119,20 @@ def command(
     finally:
         engine.close()
         listener.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens at an address, of whichever kind it is.
+
+    Raises:
+        OSError: There is no such address here, or the port is taken.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address[:2], family=family)
+    except (socket.gaierror, UnicodeError) as error:
+        raise OSError(
+            f"--host must be an address of this machine; got {host!r}: {error}."
+        ) from error

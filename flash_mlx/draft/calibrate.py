@@ -68,12 +68,14 @@ class Calibrator:
         scratch: Returns a cache of so many rows.
         weights: The target's; their names, shapes and types are what its costs are stored under.
         drafter: Whose drafts are measured; None if drafting costs nothing.
+        more: What else the costs depend on, and are stored under.
     """
 
     target: Target
     scratch: Callable[[int], Scratch]
     weights: nn.Module
     drafter: Drafter[Any] | None
+    more: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     _known: dict[tuple[int, bool], tuple[Costs, bool]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -93,6 +95,7 @@ class Calibrator:
         if (context, greedy) not in self._known:
             key = {
                 **machine(),
+                **self.more,
                 "context": str(context),
                 "target": _shape_of(self.weights),
                 "drafter": _kind_of(self.drafter),
@@ -123,15 +126,15 @@ class Calibrator:
         room = math.inf if limit is None else limit - context - SPARE_ROWS
         counts, more = ([m for m in each if m <= max(1, room)] for each in (ROWS, MORE_ROWS))
         target = _Resumed(self.target, self.scratch(context))
-        rounds, steady = _fastest({rows: _round(target, rows) for rows in counts})
+        rounds, steady = fastest({rows: _round(target, rows) for rows in counts})
         if more and rounds.get(ROWS[-1], math.inf) < 2 * rounds[1]:
-            further, still = _fastest({rows: _round(target, rows) for rows in more})
+            further, still = fastest({rows: _round(target, rows) for rows in more})
             rounds, steady = rounds | further, steady and still
-        plain, still = _fastest({PLAIN_TOKENS: _plain(target)})
+        plain, still = fastest({PLAIN_TOKENS: _plain(target)})
         steady = steady and still
         drafts: dict[int, float] = {}
         if self.drafter is not None:
-            drafts, still = _fastest(_drafts(self.drafter, self._hidden_size()))
+            drafts, still = fastest(_drafts(self.drafter, self._hidden_size()))
             steady = steady and still
         # A pass that is queued ahead cannot take longer than one that is waited for.
         each = min(plain[PLAIN_TOKENS] / PLAIN_TOKENS, *rounds.values())
@@ -143,7 +146,7 @@ class Calibrator:
         return self.target.verify(tree, self.target.make_cache()).hidden.shape[1]
 
 
-def _fastest(runs: Mapping[int, Callable[[], float]]) -> tuple[dict[int, float], bool]:
+def fastest(runs: Mapping[int, Callable[[], float]]) -> tuple[dict[int, float], bool]:
     """Take the runs in turns and return the least time of each [s]: noise only ever adds.
 
     Args:
@@ -200,7 +203,7 @@ def _drafts(drafter: Drafter[Any], hidden_size: int) -> dict[int, Callable[[], f
 
 def _round(target: Target, rows: int) -> Callable[[], float]:
     """Return what times a round over a chain of so many rows."""
-    return lambda: _rounds(target, _Junk(Topology.chain(rows - 1)), 0, 1)
+    return lambda: _rounds(target, Junk(Topology.chain(rows - 1)), 0, 1)
 
 
 def _plain(target: Target) -> Callable[[], float]:
@@ -227,13 +230,15 @@ def _rounds(target: Target, drafter: Drafter[Any], skip: int, count: int) -> flo
     return time.perf_counter() - start
 
 
-class _Junk(NoDrafter):
+class Junk(NoDrafter):
     """Drafts the root's token over and over, in a chain."""
 
     def __init__(self, topology: Topology) -> None:
+        """Draft this chain."""
         self._topology = topology
 
     def draft(self, root: int, state: None, sampler: Sampler, key: mx.array) -> DraftTree:  # noqa: ARG002
+        """See `Drafter`."""
         return DraftTree(self._topology, mx.full((len(self._topology),), root, dtype=mx.int32))
 
 

@@ -262,12 +262,13 @@ READERS: dict[object, Callable[[bytes, Limits, int], list[ImageSource]]] = {
 
 
 def usage(answer: GenerationResponse) -> dict[str, object]:
-    """Return the tokens of prompt and answer, drafts included."""
+    """Return the tokens of prompt and answer; what was not read again and drafts included."""
     stats = answer.stats
     return {
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": stats.generation_tokens,
         "total_tokens": answer.prompt_tokens + stats.generation_tokens,
+        "prompt_tokens_details": {"cached_tokens": answer.kept_tokens},
         "completion_tokens_details": {
             "accepted_prediction_tokens": stats.accepted,
             "rejected_prediction_tokens": stats.drafted - stats.accepted,

@@ -1,7 +1,9 @@
 """One thread that loads a model and answers one request after the other.
 
 MLX's streams belong to threads, and decoding one sequence uses the whole device: requests wait in a
-queue. An answer that nobody waits for any more is given up after its current round.
+queue. An answer that nobody waits for any more is given up after its current round. What was read
+is kept within a limit of memory, so a request that goes on with an earlier one, or asks about the
+same pictures again, begins where the two part.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from concurrent.futures import Future
 from flash_mlx.generate import GenerationResponse, Model, stream_generate
 from flash_mlx.integrations.chat import ChatRequest
 from flash_mlx.processing import make_chat_prompt
+from flash_mlx.store import TextStore
 
 Event = GenerationResponse | Exception | None  # None: the end
 
@@ -61,10 +64,12 @@ class Engine:
 
     Args:
         load: Returns the model; called in the thread.
+        max_bytes: Memory for what was read, between answers; see `TextStore`.
     """
 
-    def __init__(self, load: Callable[[], Model]) -> None:
+    def __init__(self, load: Callable[[], Model], max_bytes: int | None = None) -> None:
         """Start to load."""
+        self._store = TextStore(max_bytes)
         self._jobs: queue.Queue[Job | None] = queue.Queue()
         self._stopped = threading.Event()
         self._done = threading.Event()
@@ -112,8 +117,9 @@ class Engine:
 
     def _answer(self, model: Model, job: Job) -> None:
         try:
-            prompt = make_chat_prompt(model.loaded, job.request.messages)
-            for piece in stream_generate(model, prompt, **job.request.settings):
+            prompt = make_chat_prompt(model.loaded, job.request.messages, digests=True)
+            settings = job.request.settings
+            for piece in stream_generate(model, prompt, store=self._store, **settings):
                 if job.cancelled.is_set() or self._stopped.is_set():
                     break
                 job.put(piece)

@@ -175,7 +175,7 @@ class MlxVlmTarget:
     @property
     def joins(self) -> bool:
         """Whether `verify_together` reads several texts in one pass."""
-        return self._joined is not None and self.supports_tree
+        return self._joined is not None and self.supports_tree and self._kv is None
 
     def verify_together(self, trees: Sequence[DraftTree], caches: Sequence[Cache]) -> list[Output]:
         """Read trees of several texts, each after its own committed rows, in one pass; lazy.

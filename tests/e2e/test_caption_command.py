@@ -61,6 +61,24 @@ def test_a_killed_run_goes_on_where_it_was(tiny_llava: Path, tmp_path: Path) -> 
         assert (sidecar.read_bytes().decode() if sidecar.exists() else None) == whole.text
 
 
+def test_a_batch_that_is_killed_loses_what_is_under_way(tiny_llava: Path, tmp_path: Path) -> None:
+    photos, output = make_pictures(tmp_path / "in", 30), tmp_path / "out.jsonl"
+    words = ("caption", photos, "-o", output, "--model", tiny_llava, "--resume", "--batch-size", 4,
+             *SETTINGS)  # fmt: skip
+    process = start(*words)
+    while process.poll() is None and not (output.exists() and output.read_bytes().count(b"\n") > 5):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    code, _, err = command(*words)
+    assert code == 0, err
+    assert "4 texts at a time" in err
+    rows = [json.loads(line) for line in output.read_bytes().split(b"\n")[:-1]]
+    assert [row["path"] for row in rows] == list(map(str, sorted(photos.glob("*.png"))))
+    expected = caption(load(tiny_llava), photos, max_tokens=8, temperature=0.0, batch_size=1)
+    assert {row["path"]: row["text"] for row in rows} == {e.path: e.text for e in expected}
+
+
 def test_an_interrupt_keeps_the_rows(tiny_llava: Path, tmp_path: Path) -> None:
     photos, output = make_pictures(tmp_path / "in", 60), tmp_path / "out.jsonl"
     process = start("caption", photos, "-o", output, "--model", tiny_llava, "--max-tokens", 60,
@@ -113,6 +131,8 @@ def test_what_cannot_be_done_is_said_before_the_model_is_loaded(
     assert "empty" in complaint(2, tmp_path, "-o", new, "--prompt", " ")
     assert "--max-tokens" in complaint(2, tmp_path, "-o", new, "--max-tokens", 0)
     assert "{mood}" in complaint(1, tmp_path, "-o", new, "--prompt", "A {mood} picture")
+    for size in ("0", "-1", "two", "1.5", "257", "\uff19"):
+        assert "--batch-size" in complaint(2, tmp_path, "-o", new, "--batch-size", size)
     assert "gone.png" in complaint(1, tmp_path / "gone.png", "-o", new)
     assert not new.exists()
     assert "--resume" in complaint(1, tmp_path, "-o", tmp_path / "old.jsonl")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -279,6 +280,72 @@ def test_beyond_the_queue_a_client_is_told_to_come_back(server: Server) -> None:
         assert [each.result().usage.completion_tokens for each in waiting] == [12] * 4
     assert refusal.value.response.headers["retry-after"] == "1"
     wait_until_idle(server)
+
+
+def test_what_was_read_is_not_read_again(server: Server, model: Model) -> None:
+    picture = {"type": "image_url", "image_url": {"url": data_uri(random_image(seed=8))}}
+
+    def ask(question: str) -> Any:
+        return server.ask([picture, {"type": "text", "text": question}])
+
+    first, second, again = ask("What is this?"), ask("What is that, there?"), ask("What is this?")
+    assert first.usage.prompt_tokens_details.cached_tokens < 10  # the words before any picture
+    assert second.usage.prompt_tokens_details.cached_tokens > 16
+    assert again.choices[0].message.content == first.choices[0].message.content
+    expected = generate(model, "What is that, there?", random_image(seed=8), **SETTINGS)
+    assert second.choices[0].message.content == expected.text
+
+
+def test_a_video_in_a_request(server: Server, tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+    file = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(file), cv2.VideoWriter_fourcc(*"mp4v"), 4, (40, 40))
+    for seed in range(8):
+        writer.write(np.array(random_image(40, 40, seed=seed)))
+    writer.release()
+    uri = "data:video/mp4;base64," + base64.b64encode(file.read_bytes()).decode()
+    text = {"type": "text", "text": "What moves?"}
+    got = server.ask([{"type": "video_url", "video_url": {"url": uri}}, text])
+    assert got.usage.prompt_tokens > server.ask([text]).usage.prompt_tokens
+    torn = uri[: uri.index(",") + 1 + 400]  # whole groups of four: base64, but no whole clip
+    with pytest.raises(openai.BadRequestError, match="video"):
+        server.ask([{"type": "video_url", "video_url": {"url": torn}}, text])
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="no IPv6 here")
+def test_it_serves_at_an_ipv6_address(tiny_llava: Path) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("no IPv6 loopback here")
+    process = start("serve", "--model", tiny_llava, "--host", "::1", "--port", 0)
+    try:
+        line = process.stderr.readline().decode()
+        while "Serving" not in line:
+            assert line, "the server ended"
+            line = process.stderr.readline().decode()
+        url = line.split()[-1]
+        assert url.startswith("http://[::1]:")
+        with httpx.Client(timeout=60) as client:
+            health = url.removesuffix("/v1") + "/health"
+            assert client.get(health).json()["status"] == "ok"
+            assert client.get(health, headers={"host": "evil.example"}).status_code == 400
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+
+
+@pytest.mark.parametrize("words", [
+    ["--max-body-mb", "1e308"], ["--max-megapixels", "1e308"], ["--cache-gb", "1e308"],
+    ["--max-body-mb", "inf"], ["--max-waiting", "-1"],
+])  # fmt: skip
+def test_limits_without_measure_are_wrong_usage(
+    words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["serve", "--port", "0", *words]) == 2
+    assert len(capfd.readouterr().err.splitlines()) == 1
+    assert run(["serve", "--port", "0", "--host", "no.such.host.invalid", "--model", "/none"]) == 1
+    assert "--host" in capfd.readouterr().err
 
 
 def test_what_cannot_be_served_is_one_line(

@@ -4,13 +4,17 @@ import hashlib
 import json
 import resource
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import flash_mlx
+from flash_mlx import throughput
 from flash_mlx.caption import Caption, Job, caption, describe
+from flash_mlx.cost import Costs
+from flash_mlx.draft.calibrate import Calibrator
 from flash_mlx.generate import Model, generate, load
 from tiny import random_image
 
@@ -240,3 +244,135 @@ def resident_bytes() -> float:
     if statm.exists():
         return int(statm.read_text().split()[1]) * resource.getpagesize()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def by_path(captions: Iterator[Caption]) -> dict[str, Caption]:
+    return {each.path: each for each in captions}
+
+
+@pytest.mark.parametrize("batch_size", [2, 5])
+def test_texts_decoded_together_are_those_decoded_alone(
+    model: Model, photos: Path, tmp_path: Path, batch_size: int
+) -> None:
+    for number in range(4, 9):
+        random_image(40 + 9 * number, 50, seed=number).save(photos / f"{number}.png")
+    (photos / "5.png").write_text("no picture")
+    settings: dict[str, Any] = {"max_tokens": 24, "temperature": 0.0}
+    output = tmp_path / "out.jsonl"
+    alone = by_path(caption(model, photos, batch_size=1, **settings))
+    got = by_path(caption(model, photos, output=output, batch_size=batch_size, **settings))
+    assert list(got) == list(alone) == list(map(str, sorted(photos.iterdir())))
+    for path, each in got.items():
+        assert (each.text, each.error, each.sha256) == (
+            alone[path].text, alone[path].error, alone[path].sha256
+        )  # fmt: skip
+    assert {row["path"]: row.get("text") for row in rows_of(output)} == {
+        path: each.text for path, each in alone.items()
+    }
+    # Killed in the midst, a batch loses what is under way and no more.
+    part = tmp_path / "part.jsonl"
+    some = caption(model, photos, output=part, batch_size=batch_size, **settings)
+    done = {next(some).path for _ in range(3)}
+    some.close()  # type: ignore[attr-defined]
+    assert [row["path"] for row in rows_of(part)] == list(alone)[:3]
+    rest = caption(model, photos, output=part, resume=True, batch_size=batch_size, **settings)
+    assert {each.path for each in rest} == alone.keys() - done
+    assert len(rows_of(part)) == 9
+
+
+def test_a_text_that_fails_among_others_is_tried_alone(
+    model: Model, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_words: Any) -> Any:
+        raise RuntimeError("[metal::malloc] too large")
+
+    expected = {each.path: each.text for each in caption(model, photos, batch_size=1, **SETTINGS)}
+    monkeypatch.setattr(type(model.loaded.target), "verify_together", too_large)
+    monkeypatch.setattr(throughput, "check_joined", lambda _: True)
+    got = {each.path: each.text for each in caption(model, photos, batch_size=3, **SETTINGS)}
+    assert got == expected
+
+
+def test_the_next_pictures_are_prepared_while_one_is_described(
+    model: Model, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, seen = Path.read_bytes, []
+    ready = threading.Event()
+
+    def note(path: Path) -> bytes:
+        seen.append(path.name)
+        if path.name == "1.png":
+            ready.set()
+        return read(path)
+
+    def wait(_tokens: Any, logits: Any) -> Any:  # in the midst of the first text
+        assert ready.wait(20)
+        return logits
+
+    monkeypatch.setattr(Path, "read_bytes", note)
+    captions = caption(model, photos, logits_processors=[wait], batch_size=1, **SETTINGS)
+    assert next(captions).error is None
+    assert seen[:2] == ["0.png", "1.png"]
+    captions.close()  # type: ignore[attr-defined]
+
+
+def test_the_batch_size_follows_measured_costs(
+    model: Model, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def costs_of(shares: dict[int, float]) -> None:
+        """Let a round over a row take each of so many texts this share of a round alone."""
+
+        def costs(self: Any, _num_rows: int, *, greedy: bool) -> Costs:
+            share = shares[int(self.more.get("texts", 1))]
+            return Costs(share, ((1, share), (16, 2 * share)))
+
+        monkeypatch.setattr(throughput.BatchCalibrator, "costs", costs)
+        monkeypatch.setattr(Calibrator, "costs", costs)
+
+    def best(most: int) -> throughput.Together:
+        return throughput.best_together(model, 90, most, greedy=True)
+
+    costs_of({1: 1.0, 2: 0.6, 4: 0.4, 8: 0.39, 16: 0.1})
+    found = best(16)
+    assert found.size == 4  # 8 bring too little, and what is beyond is not tried
+    assert "1: 1.00, 2: 1.67, 4: 2.50, 8: 2.56" in found.reason
+    assert best(3).size == 2
+    assert best(1).size == 1
+    costs_of({1: 1.0, 2: 1.2, 4: 0.1, 8: 0.1, 16: 0.1})
+    assert best(16).size == 1
+    assert best(16).batch() is None
+    assert [each.path for each in caption(model, photos, max_tokens=2)]
+
+
+def test_measured_costs_are_real_and_stored(model: Model) -> None:
+    calibrator = throughput._batch_calibrator(model, 3)
+    costs = calibrator.costs(64, greedy=True)
+    assert costs.rounds[0][0] == 1
+    assert costs.plain == costs.rounds[0][1] > 0
+    assert calibrator.costs(64, greedy=True) is costs
+
+
+def test_a_batch_of_nothing_is_refused(model: Model, photos: Path) -> None:
+    with pytest.raises(ValueError, match="1 or more"):
+        list(caption(model, photos, batch_size=0))
+
+
+def test_an_output_that_is_an_input_is_refused(model: Model, photos: Path, tmp_path: Path) -> None:
+    listing, other = tmp_path / "list.jsonl", tmp_path / "other.jsonl"
+    listing.write_text(f'{{"path": "{photos / "0.png"}"}}\n')
+    other.symlink_to(listing)
+    before = listing.read_bytes()
+    for output in (listing, other):
+        with pytest.raises(ValueError, match="both"):
+            caption(model, listing, output=output, resume=True)
+    assert listing.read_bytes() == before
+
+
+def test_a_row_that_names_a_folder_is_an_error_of_its_own(
+    model: Model, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    Path("list.jsonl").write_text("".join(f'{{"path": "{p}"}}\n' for p in (".", "..", "0.png")))
+    got = by_path(caption(model, "list.jsonl", sidecar=True, **SETTINGS))
+    assert [bool(got[path].error) for path in (".", "..", "0.png")] == [True, True, False]
+    assert [file.name for file in photos.parent.rglob("*.txt")] == ["0.txt"]

@@ -107,6 +107,45 @@ def test_the_command_draws(model: Model, tmp_path: Path, capfd: pytest.CaptureFi
     assert "--show-latents" in capfd.readouterr().err
 
 
+def test_where_a_drawing_cannot_stand_is_known_before_the_model(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    PICTURES[0].save(tmp_path / "a.png")
+    words = [
+        "generate",
+        "--model",
+        "/none",
+        "--prompt",
+        "What?",
+        "--image",
+        str(tmp_path / "a.png"),
+    ]
+    for place, code in (("none/out.png", 1), (".", 2), ("/dev/null", 2)):
+        assert run([*words, "--show-latents", str(tmp_path / place)]) == code
+        err = capfd.readouterr().err
+        assert len(err.splitlines()) == 1
+        assert "--show-latents" in err
+
+
+def test_a_drawing_that_fails_leaves_the_old_one(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PICTURES[0].save(tmp_path / "a.png")
+    drawing = tmp_path / "latents.png"
+    drawing.write_bytes(b"the old one")
+
+    def torn(_picture: Image.Image, file: Path, **_options: object) -> None:
+        Path(file).write_bytes(b"half a")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", torn)
+    words = ["generate", "--model", model.name, "--draft-model", model.draft_name, "--prompt", "?"]
+    words += ["--image", str(tmp_path / "a.png"), "--show-latents", str(drawing)]
+    assert run([*words, "--max-tokens", "2"]) == 1
+    assert drawing.read_bytes() == b"the old one"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.png", "latents.png"]
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_drafts_are_coloured_and_nothing_else(tiny_llava: Path, shape: str) -> None:
     plain = load(tiny_llava, "none")
