@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cases import (
@@ -55,6 +55,8 @@ def meets(kernel: Kernel, *arguments: Any) -> None:
     bits=st.sampled_from((4, 8)),
     dtype=dtypes,
 )
+@example(rows=1, outputs=33, chunks=3, group=32, bits=8, dtype=mx.bfloat16)
+@example(rows=16, outputs=61, chunks=2, group=128, bits=4, dtype=mx.float16)
 def test_products_of_any_shape(
     rows: int, outputs: int, chunks: int, group: int, bits: int, dtype: mx.Dtype, emulator: Emulator
 ) -> None:
@@ -77,15 +79,17 @@ def test_heads_of_any_size(
 
 
 @pytest.mark.slow
-@SWEEP
+@pytest.mark.parametrize("size", [64, 80, 96, 128])
+@settings(SWEEP, max_examples=4)
 @given(
     shared=st.integers(1, 3),
     group=st.integers(1, 8),
-    size=st.sampled_from((64, 80, 96, 128)),
     rows=st.integers(1, 64),
     before=st.integers(0, 4096),
     dtype=dtypes,
 )
+@example(shared=1, group=8, rows=4, before=4096, dtype=mx.bfloat16)
+@example(shared=2, group=1, rows=1, before=0, dtype=mx.float16)
 def test_trees_of_any_size(
     shared: int,
     group: int,
@@ -100,15 +104,17 @@ def test_trees_of_any_size(
 
 
 @pytest.mark.slow
-@SWEEP
+@pytest.mark.parametrize("size", [64, 80, 96, 128])
+@settings(SWEEP, max_examples=4)
 @given(
     heads=st.integers(1, 3),
-    size=st.sampled_from((64, 80, 96, 128)),
     slots=st.integers(1, 8),
     earlier=st.integers(0, 8),
     start=st.integers(1, 4096),
     dtype=dtypes,
 )
+@example(heads=2, slots=8, earlier=0, start=4096, dtype=mx.bfloat16)
+@example(heads=1, slots=1, earlier=8, start=1, dtype=mx.float16)
 def test_slots_anywhere(
     heads: int,
     size: int,

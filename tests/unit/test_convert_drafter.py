@@ -62,8 +62,9 @@ def test_an_embedding_of_its_own_is_kept(tiny_qwen: Path, tmp_path: Path) -> Non
     assert "kept: it is not that of" in done.remarks[0]
     done = convert_drafter(source, tmp_path / "b", name="x")
     assert "with --target" in done.remarks[0]
-    network, _ = load_network(tmp_path / "b")
-    np.testing.assert_array_equal(np.array(network.embed_tokens.weight), np.array(other))
+    for folder in ("a", "b"):
+        network, _ = load_network(tmp_path / folder)
+        np.testing.assert_array_equal(np.array(network.embed_tokens.weight), np.array(other))
     drafted = load(tiny_qwen, tmp_path / "b")
     plain = with_drafter(drafted, "none")
     ids = [generate(m, "What?", max_tokens=6, temperature=0).token_ids for m in (plain, drafted)]
@@ -116,6 +117,23 @@ def test_quantised_drafters_draft_for_quantised_targets(
         assert unpacked.drafter_bytes > 1.5 * drafted.drafter_bytes
     again = convert_drafter(tmp_path / "whole", tmp_path / "again", name="x", bits=8)
     assert again.kind == kind
+
+
+def test_eagle_3_is_known_by_either_name_of_its_layer(tmp_path: Path) -> None:
+    source = publish(tmp_path / "midlayer", "eagle3")
+    other = Path(shutil.copytree(source, tmp_path / "layers"))
+    tensors = mx.load(str(source / "model.safetensors"))
+    mx.eval(tensors)
+    renamed = {name.replace("midlayer.", "layers.0."): value for name, value in tensors.items()}
+    assert renamed.keys() != tensors.keys()
+    mx.save_safetensors(str(other / "model.safetensors"), renamed)
+    networks = []
+    for folder in (source, other):
+        done = convert_drafter(folder, tmp_path / f"{folder.name}-ours", name="x")
+        assert done.kind == "eagle3"
+        networks.append(dict(tree_flatten(load_network(done.folder)[0].parameters())))
+    assert networks[0].keys() == networks[1].keys()
+    assert all(mx.array_equal(value, networks[1][name]) for name, value in networks[0].items())
 
 
 def test_what_the_tensors_do_not_say(tmp_path: Path) -> None:
