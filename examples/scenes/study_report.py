@@ -22,11 +22,11 @@ import numpy.typing as npt
 
 from study import key_of, read_rows
 from study_measure import MAX_TOKENS
+from study_plots import GREEDY, best_way, plot_peers, plot_ratios
 from study_variants import BASE, DRAFTER, GROUPS, TRAIN, Variant
 
 Row = Mapping[str, Any]
 RESAMPLES = 4000
-GREEDY = ("caption t=0", "question t=0")
 COLUMNS = (*GREEDY, "caption t=1", "question t=1")
 SEEDS = (1, 2, 3)
 
@@ -50,6 +50,7 @@ def main() -> None:
         for group, variants in GROUPS.items()
     }
     groups = {group: [each for each in found if each] for group, found in groups.items()}
+    groups = {group: found for group, found in groups.items() if len(found) > 1}
     print(tables(groups))
     write(args.results / "ablations.json", {"conditions": about, "groups": groups})
     plot_ratios(groups, args.results / "ablations.png")
@@ -58,6 +59,10 @@ def main() -> None:
         print(peer_table(peers))
         write(args.results / "peers.json", {"conditions": about, "drafters": peers})
         plot_peers(peers, args.results / "peers.png")
+    if (args.runs / "sight.json").exists():
+        sight = json.loads((args.runs / "sight.json").read_text())
+        print(sight_tables(sight))
+        write(args.results / "sight.json", sight)
 
 
 def write(file: Path, content: object) -> None:
@@ -183,6 +188,7 @@ def peer_rows(rows: Sequence[Row], costs: Mapping[int, float]) -> list[dict[str,
         if row["key"].startswith("tuning"):
             continue
         budget = "same time" if row["key"].endswith("equal time") else "same steps"
+        budget = budget if "recipe" in row else "not trained"
         together.setdefault((row["name"], budget), []).append(row)
     found = []
     for (name, budget), runs in together.items():
@@ -218,12 +224,7 @@ def peer_rows(rows: Sequence[Row], costs: Mapping[int, float]) -> list[dict[str,
                 "ways": ways,
             }
         )
-    return sorted(found, key=lambda each: -_best(each)["bounds"][GREEDY[0]]["mean"])
-
-
-def _best(row: Row) -> Row:
-    best: Row = next(way for way in row["ways"] if way["way"] == row["best_way"])
-    return best
+    return sorted(found, key=lambda each: -best_way(each)["bounds"][GREEDY[0]]["mean"])
 
 
 def peer_table(peers: Sequence[Row]) -> str:
@@ -248,53 +249,27 @@ def peer_table(peers: Sequence[Row]) -> str:
     return "\n".join(lines)
 
 
-def plot_ratios(groups: Mapping[str, Sequence[Row]], file: Path) -> None:
-    """Ratios to the base with their intervals; filled where there are several seeds."""
-    from matplotlib.figure import Figure
-
-    shown = [
-        (f"{group}: {each['variant']}", each)
-        for group, found in groups.items()
-        for each in found
-        if "against_base" in each
-    ][::-1]
-    figure = Figure(figsize=(9, 0.24 * len(shown) + 1.2), layout="constrained")
-    axes = figure.subplots()
-    for place, (_, each) in enumerate(shown):
-        ratio = each["against_base"]
-        axes.plot([ratio["low"], ratio["high"]], [place, place], color="0.6")
-        axes.plot(ratio["ratio"], place, "o", color="C0", mfc="C0" if each["seeds"] > 1 else "w")
-    axes.axvline(1, color="0.3", linewidth=0.8)
-    axes.set_yticks(range(len(shown)), [name for name, _ in shown], fontsize=7)
-    axes.set_xlabel(
-        "Mean acceptance length over the base's, temperature 0 (95% intervals; hollow: one seed)"
-    )
-    figure.savefig(file, dpi=110)
-
-
-def plot_peers(peers: Sequence[Row], file: Path) -> None:
-    """Acceptance beside the bound on the speed-up, each drafter at its best way to draft."""
-    from matplotlib.figure import Figure
-
-    names = [f"{each['drafter']} ({each['budget']})" for each in peers][::-1]
-    figure = Figure(figsize=(9, 0.35 * len(peers) + 1.4), layout="constrained")
-    for axes, kind, label in zip(
-        figure.subplots(1, 2, sharey=True),
-        ("lengths", "bounds"),
-        ("Mean acceptance length, T=0", "Bound on the speed-up, T=0"),
-        strict=True,
-    ):
-        for shift, column in ((0.15, GREEDY[0]), (-0.15, GREEDY[1])):
-            values = [_best(each)[kind][column] for each in peers][::-1]
-            places = np.arange(len(names)) + shift
-            axes.barh(places, [v["mean"] for v in values], 0.3, label=column.split()[0] + "s")
-            for place, value in zip(places, values, strict=True):
-                axes.plot([value["low"], value["high"]], [place, place], color="k", linewidth=1)
-        axes.set_xlabel(label)
-        axes.axvline(1, color="0.3", linewidth=0.8)
-        axes.set_yticks(range(len(names)), names, fontsize=8)
-    axes.legend()
-    figure.savefig(file, dpi=110)
+def sight_tables(sight: Mapping[str, Any]) -> str:
+    """What latents of another picture do, and what can be read off latents."""
+    lines = [
+        "\n### Latents of another picture\n",
+        "| | prompts | right picture | another | change |",
+    ]
+    lines.append("| --- " * 5 + "|")
+    for name, found in sight["another picture"].items():
+        low, high = (100 * found[f"ratio_{end}"] - 100 for end in ("low", "high"))
+        change = 100 * found["another"] / found["right"] - 100
+        cells = [name, str(found["prompts"]), f"{found['right']:.2f}", f"{found['another']:.2f}"]
+        lines.append("| " + " | ".join([*cells, f"{change:.0f}% ({low:.0f} to {high:.0f})"]) + " |")
+    probes = {name: found for name, found in sight["probes"].items() if isinstance(found, dict)}
+    sources = list(next(iter(probes.values())))
+    lines += ["\n### What a linear probe reads\n", "| | " + " | ".join(sources) + " |"]
+    lines.append("| --- " * (len(sources) + 1) + "|")
+    lines += [
+        f"| {name} | " + " | ".join(f"{found[source]:.3f}" for source in sources) + " |"
+        for name, found in probes.items()
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

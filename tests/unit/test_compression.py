@@ -28,6 +28,7 @@ WAYS = [
     {"compression": "mean", "num_latents": 3},
     {"num_latents": 0},
     {"compression": "merge", "num_latents": 0},
+    {"compression": "mean", "num_latents": 2, "fusion": "linear"},
 ]
 ways = pytest.mark.parametrize("way", WAYS, ids=lambda way: "-".join(map(str, way.values())))
 SPANS = [((0, 3),), ((2, 6),), ((1, 3), (3, 6)), ((3, 7),)]
