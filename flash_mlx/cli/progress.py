@@ -33,7 +33,8 @@ class Bar(TrainingCallback):
         self._bar.set_postfix_str(
             f"loss {info['train_loss']:.3f}, "
             f"slots {' '.join(f'{share:.2f}' for share in info['acceptance_by_position'])}, "
-            f"{info['tokens_per_second']:.0f} tokens/s, {info['peak_memory_gb']:.2f} GB",
+            f"{info['tokens_per_second']:.0f} tokens/s, {info['target_share']:.0%} target's, "
+            f"{info['peak_memory_gb']:.2f} GB",
             refresh=False,
         )
         self._bar.update(info["iteration"] - self._bar.n)

@@ -6,7 +6,6 @@ import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +28,7 @@ from flash_mlx.train.folder import PLOT, RUN, check, claim, describe_target
 from flash_mlx.train.initial import Start, drafter_config, new_model
 from flash_mlx.train.plan import chunk_for
 from flash_mlx.train.plot import plot, read_metrics
-from flash_mlx.train.teacher import read_example
+from flash_mlx.train.teacher import read_examples
 from flash_mlx.train.validate import BEST_BY, validator
 
 DTYPES: Mapping[mx.Dtype, Literal["float32", "bfloat16", "float16"]] = {
@@ -134,7 +133,7 @@ def _teacher(
     """
     folder = options["cache_features"]
     if folder is None:
-        return Teacher.of(target, HIDDEN_BYTES)
+        return Teacher.of(target, HIDDEN_BYTES, examples=examples)
     cache = FeatureCache(folder, options["cache_dtype"], width)
     missing = cache.missing(examples)
     size = cache.size(missing)
@@ -145,7 +144,7 @@ def _teacher(
         err=True,
     )
     with progress("Caching", len(missing), "answer") as bar:
-        cache.fill(missing, partial(read_example, target), bar.update)
+        cache.fill(missing, lambda one: read_examples(target, [one])[0], bar.update)
     dtype = target.embed(mx.array([0])).dtype
     return Teacher.of(target, HIDDEN_BYTES, lambda example: cache.get(example, dtype))
 

@@ -8,14 +8,14 @@ Shapes: those of `data`. D: hidden size.    V: vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import mlx.core as mx
 
 from flash_mlx.decode import Target
 from flash_mlx.draft import FlashModel
+from flash_mlx.prompt import Prompt
 from flash_mlx.train.data import Batch, Example, Inputs
 from flash_mlx.tree import DraftTree, Topology
 
@@ -42,6 +42,7 @@ class Teacher:
         target: Target,
         memory_bytes: int = 0,
         read: Callable[[Example], mx.array] | None = None,
+        examples: Sequence[Example] = (),
     ) -> Teacher:
         """Let a target read one example after the other, as it does when it generates.
 
@@ -51,18 +52,30 @@ class Teacher:
                 the first examples that fit.
             read: Takes an example to the target's states, [rows, D], where those are known
                 already; None: the target reads it.
+            examples: Of a run. Answers to the same prompt are read at once, as far as they fit.
         """
         known: dict[Example, mx.array] = {}
+        answers: dict[Prompt, list[Example]] = {}
+        for one in examples if memory_bytes and read is None else ():
+            answers.setdefault(one.prompt, []).append(one)
+        used, is_full = 0, not memory_bytes
 
         def read_one(example: Example) -> mx.array:
             """Return [rows, D]."""
+            nonlocal used, is_full
             if example in known:
                 return known[example]
-            hidden = (read or partial(read_example, target))(example)
-            mx.eval(hidden)  # one sequence's activations at a time
-            if sum(each.nbytes for each in known.values()) + hidden.nbytes <= memory_bytes:
-                known[example] = hidden
-            return hidden
+            wanted = [example]
+            if not is_full:
+                wanted = [one for one in answers.get(example.prompt, wanted) if one not in known]
+            all_hidden = read_examples(target, wanted) if read is None else [read(example)]
+            for one, hidden in zip(wanted, all_hidden, strict=True):
+                mx.eval(hidden)  # one sequence's activations at a time
+                if used + hidden.nbytes <= memory_bytes:
+                    known[one], used = hidden, used + hidden.nbytes
+                else:
+                    is_full = True
+            return all_hidden[wanted.index(example)]
 
         def read_all(batch: Batch) -> mx.array:
             num_rows = batch.tokens.shape[1]
@@ -75,15 +88,19 @@ class Teacher:
         return cls(read_all, target.embed, target.lm_head)
 
 
-def read_example(target: Target, example: Example) -> mx.array:
-    """Return the target's states at prompt and answer, [rows, D]."""
+def read_examples(target: Target, examples: Sequence[Example]) -> list[mx.array]:
+    """Return the target's states at prompt and answer, [rows, D] each, of answers to one prompt."""
     cache = target.make_cache()
-    hidden = target.prefill(example.prompt, cache).hidden
-    if not example.answer:
-        return hidden
-    chain = Topology.chain(len(example.answer) - 1)
-    tree = DraftTree(chain, mx.array(example.answer, dtype=mx.int32))
-    return mx.concatenate([hidden, target.verify(tree, cache).hidden])
+    before = target.prefill(examples[0].prompt, cache).hidden
+    states = []
+    for example in examples:
+        states.append(before)
+        if example.answer:  # nothing is committed, so the next one begins where this one did
+            chain = Topology.chain(len(example.answer) - 1)
+            tree = DraftTree(chain, mx.array(example.answer, dtype=mx.int32))
+            states[-1] = mx.concatenate([before, target.verify(tree, cache).hidden])
+            mx.eval(states[-1])
+    return states
 
 
 def compress(

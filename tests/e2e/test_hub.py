@@ -49,6 +49,16 @@ def files_fetched(hub: Hub) -> list[str]:
 
 
 @pytest.mark.slow
+def test_a_plan_fetches_the_configuration_alone(hub: Hub, tmp_path: Path) -> None:
+    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "cache")}
+    settings |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    code, out, err = command("train", "--plan", "--model", NAME, environment=settings)
+    assert code == 0, err
+    assert b"total" in out
+    assert {Path(path).name for path in files_fetched(hub)} == {"config.json"}
+
+
+@pytest.mark.slow
 def test_an_id_is_fetched_once_goes_on_where_it_was_cut_and_then_needs_no_network(
     hub: Hub, ask: Ask
 ) -> None:

@@ -1,6 +1,7 @@
 """`flash-mlx train` on a tiny target, with pictures made on the spot."""
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -122,7 +123,19 @@ def test_folders_of_others_and_of_other_runs_are_refused(
         (("--set", "losses.slot_decay=low"), 2, "must be a number"),
         (("--set", "dtype"), 2, "must be name=value"),
         (("--iters", "0"), 2, "--iters must be 1 or more"),
-        (("--set", "drafter.num_latents=0"), 1, "num_latents of a drafter"),
+        (("--set", "drafter.num_latents=-1"), 2, "num_latents of a drafter"),
+        (("--set", "drafter.hidden_size=8"), 2, "hidden_size is the target's own"),
+        (("--set", "drafter.wings=2"), 2, "got wings"),
+        (("--set", "betas=5"), 2, "betas must be two numbers from 0 to below 1; got 5"),
+        (("--set", "betas=[0.9, 1]"), 2, "betas must be two numbers"),
+        (("--set", "compile=maybe"), 2, "compile must be true or false"),
+        (("--set", "best_by=luck"), 2, "best_by must be mean_acceptance_length"),
+        (("--set", "losses=5"), 2, "got losses"),
+        (("--set", "losses.until_fail=2"), 2, "losses.until_fail must be true or false"),
+        (("--set", "base_share=1.5"), 2, "base_share must be a share"),
+        (("--set", "learning_rate=NaN"), 2, "learning_rate must be a number"),
+        (("--report-to", "nobody"), 2, "'nobody' is not 'wandb'"),
+        (("--set", "order=text_first"), 1, "needs questions with and without pictures"),
     ],
 )
 def test_wrong_settings_are_named(
@@ -137,6 +150,21 @@ def test_wrong_settings_are_named(
     assert run(words(tiny_llava, pictures, tmp_path / "run", *more)) == code
     assert says in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_dropped_for_one_that_cannot_begin(
+    whole: Path, tiny_llava: Path, pictures: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(whole, output)
+    before = {file.name: file.read_bytes() for file in output.iterdir()}
+    for more, code in ((("--set", "betas=5"), 2), (("--set", "drafter.wings=2"), 2)):
+        assert run(words(tiny_llava, pictures, output, "--overwrite", *more)) == code
+    (tmp_path / "empty").mkdir()
+    assert run(words(tiny_llava, tmp_path / "empty", output, "--overwrite")) == 1
+    assert {file.name: file.read_bytes() for file in output.iterdir()} == before
+    assert run(words(tiny_llava, pictures, output, "--overwrite", "--iters", 1)) == 0
+    assert json.loads((output / "config.json").read_text())["training"]["iterations"] == 1
 
 
 def test_a_drafter_of_another_target_is_refused(

@@ -237,3 +237,25 @@ def test_a_report_that_nobody_can_take_is_refused_at_once(
     assert run(line) == 2
     assert "pip install 'flash-mlx[wandb]'" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_drafter_with_taps_is_trained_and_drafts(
+    tiny_llava: Path, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "run"
+    line = words(tiny_llava, output, "--data", pictures, "--iters", 3)
+    assert run([*line, "--set", "drafter.taps=true", "rollout=1", "best_by="]) == 0
+    assert json.loads((output / "config.json").read_text())["taps"] is True
+    assert parameters(load_model(output))["fc_taps.weight"].any()
+    capfd.readouterr()
+    ids = []
+    for drafter in (output, "none"):
+        say = ("generate", "--model", tiny_llava, "--draft-model", drafter, "--json")
+        more = ("--image", pictures / "0.png", "--max-tokens", 12, "--temperature", 0)
+        more += () if drafter == "none" else ("--draft-block-size", 2)
+        assert run([*map(str, (*say, *more))]) == 0
+        ids.append(json.loads(capfd.readouterr().out))
+    assert ids[0]["token_ids"] == ids[1]["token_ids"]
+    assert ids[0]["drafted"] > 0
+    assert run(["convert", "--export", "mlx-vlm", "--hf-path", str(output), "--mlx-path", "x"]) == 1
+    assert "has taps" in capfd.readouterr().err

@@ -134,6 +134,29 @@ def test_the_teacher_reads_prompt_and_answer():
         np.testing.assert_allclose(logits, TARGET.read(one.tokens), atol=1e-4)
 
 
+def test_answers_to_one_prompt_are_read_at_once_and_alike(monkeypatch):
+    one = EXAMPLES[3]
+    other = Example(one.prompt, (*one.answer[::-1], 3, 1))
+    again = Example(one.prompt, one.answer[:1])
+    target, passes = ToyTarget(), []
+    prefill = target.prefill
+    monkeypatch.setattr(
+        target, "prefill", lambda *words: passes.append(words[0]) or prefill(*words)
+    )
+    alone = [Teacher.of(ToyTarget()).hidden(collate([each], 2, 3)) for each in (one, other, again)]
+    examples = [one, other, again, EXAMPLES[0]]
+    for memory, count in ((1 << 20, 1), (0, 3), (alone[0].nbytes, 3)):
+        passes.clear()
+        teacher = Teacher.of(target, memory, examples=examples)
+        for each, wanted in zip((one, other, again), alone, strict=True):
+            got = teacher.hidden(collate([each], 2, 3))
+            np.testing.assert_allclose(got, wanted, atol=1e-5)
+        assert len(passes) == count
+    passes.clear()
+    Teacher.of(target, 0, lambda _: mx.zeros((12, 16)), examples).hidden(collate([one], 2, 3))
+    assert not passes
+
+
 def test_objectives_equal_their_formulas():
     rng = np.random.default_rng(0)
     output, feature = rng.normal(0, 2, (2, 5, 8))
