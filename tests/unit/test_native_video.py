@@ -187,16 +187,17 @@ def test_time_passes_in_seconds_under_qwen25(tmp_path: Path) -> None:
     loaded = load_target(BUILDERS["qwen2_5_vl"](tmp_path / "qwen"))
     file = write_frames(tmp_path / "slow.mp4", noise(8), fps=1)  # two positions a second
 
-    def temporal(video: Video) -> list[int]:
-        prompt = make_prompt(loaded, "?", [random_image(56, 56), video])
+    def temporal(*videos: Video) -> list[list[int]]:
+        prompt = make_prompt(loaded, "?", [random_image(56, 56), *videos])
         found = loaded.target._decoder.read(prompt)
         assert found.rope_delta == int(found.positions.max()) + 1 - len(prompt)
-        starts = [start for start, _ in prompt.image_spans[1:]]
-        rows = [int(found.positions[0, 0, start]) for start in starts]
-        return np.diff(rows).tolist()
+        starts = [start for start, _ in prompt.image_spans]
+        times = np.array(found.positions[0, 0])[starts]
+        return [np.diff(times[first:stop]).tolist() for first, stop in prompt.videos]
 
-    assert temporal(Video(file, 1, 8)) == [4, 4, 4]
-    assert temporal(Video(file, 0.5, 4)) == [8]
+    every, second = Video(file, 1, 8), Video(file, 0.5, 4)
+    assert temporal(every) == [[4, 4, 4]]
+    assert temporal(second, every) == [[8], [4, 4, 4]]
 
 
 @pytest.mark.parametrize("seed", range(5))
