@@ -19,7 +19,7 @@ from flash_mlx.processing import make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.session import Session
 from flash_mlx.targets import LoadedTarget, load_target
-from flash_mlx.targets.videos import mrope_positions
+from flash_mlx.targets.videos import merge_videos, mrope_positions
 from flash_mlx.tree import Topology
 from flash_mlx.verify import greedy_text
 from flash_mlx.video import Video
@@ -198,6 +198,25 @@ def test_time_passes_in_seconds_under_qwen25(tmp_path: Path) -> None:
     every, second = Video(file, 1, 8), Video(file, 0.5, 4)
     assert temporal(every) == [[4, 4, 4]]
     assert temporal(second, every) == [[8], [4, 4, 4]]
+
+
+def test_each_video_keeps_its_own_patches_and_frames(clip: Path) -> None:
+    assert Video(clip, 0.5, 8).read(pairs=True).numbers == (0, 2, 5, 7)  # four at least
+
+    tokens = [1, IMAGE, 2, VIDEO, VIDEO, 3, IMAGE, VIDEO]
+    inputs = {
+        "pixel_values": mx.arange(8)[:, None],
+        "image_grid_thw": mx.array([[1, 2, 2]] * 2),
+        "pixel_values_videos": 100 + mx.arange(12)[:, None],
+        "video_grid_thw": mx.array([[2, 2, 2], [1, 2, 2]]),
+        "video_fps": mx.array([1.0, 2.0]),
+    }
+    ids, merged, rates = merge_videos(tokens, inputs, IMAGE, VIDEO)
+    assert ids == (1, IMAGE, 2, IMAGE, IMAGE, 3, IMAGE, IMAGE)
+    expected = [*range(4), *range(100, 108), *range(4, 8), *range(108, 112)]
+    assert merged["pixel_values"][:, 0].tolist() == expected
+    assert merged["image_grid_thw"].tolist() == [[1, 2, 2], [2, 2, 2], [1, 2, 2], [1, 2, 2]]
+    assert rates == [0, 1, 0, 2]
 
 
 @pytest.mark.parametrize("seed", range(5))
