@@ -117,6 +117,15 @@ def test_pauses_grow_while_nothing_is_accepted() -> None:
     assert max(gaps[1:]) > 4 * FIRST_GAP
 
 
+def test_rests_become_longer() -> None:
+    pace = Pace(Costs(1.0, CURVES["CPU"], DRAFTS))
+    waits = []
+    for _ in range(6):
+        pace = pace.rested()
+        waits.append(pace.wait)
+    assert waits == [8, 16, 32, 64, 128, 128]
+
+
 def test_what_costs_more_than_may_be_lost_is_never_tried() -> None:
     pace = Pace(Costs(1.0, ((1, 1.0), (2, 3.0)), DRAFTS)).settled()
     assert pace.wait > 100

@@ -63,6 +63,9 @@ SPOILS = {
     "infinite": with_law(float("inf")),
     "no law": with_law(0.9),
     "negative": with_law(-0.3),
+    "negative, with a sum of 1": lambda tree: replace(
+        tree, probs=mx.broadcast_to(mx.array([-0.2, 1.2, 0.0, 0.0, 0.0]), tree.probs.shape)
+    ),
 }
 
 
