@@ -179,7 +179,10 @@ def test_who_leaves_early_holds_nobody_up(model: Model) -> None:
     assert len(batch) == 0
 
 
-def test_a_target_that_cannot_join_is_refused() -> None:
+def test_a_target_that_cannot_join_is_refused(llava: LoadedTarget) -> None:
+    packed = MlxVlmTarget(llava.target.model, llava.family, kv_bits=8, kv_group_size=32)
+    with pytest.raises(ValueError, match="one text at a time"):
+        Batch(packed)
     toy = ToyTarget()
     assert not isinstance(toy, JoiningTarget)
     with pytest.raises(ValueError, match="one text at a time"):
