@@ -75,7 +75,8 @@ def ask(
     known = {}
     if options["from_traffic"]:
         folder = options["from_traffic"]
-        for one, answer in read_traffic(folder, identify(model.loaded.path), found):
+        vocab_size = model.target.vocab_size
+        for one, answer in read_traffic(folder, identify(model.loaded.path), found, vocab_size):
             if len(answer) > 1 and one.digest not in known:
                 known[one.digest] = answer
                 asked.append(one)
@@ -121,7 +122,7 @@ def answer(model: Model, options: Mapping[str, Any], questions: Questions) -> Da
         facts["answers of"] = "target"
         how = AnswerSettings(options["temperatures"], options["max_tokens"], seed)
         facts["at temperatures"] = ", ".join(f"{t:g}" for t in how.temperatures)
-        file = AnswerFile(options["answer_cache"] or output / ANSWERS)
+        file = AnswerFile(options["answer_cache"] or output / ANSWERS, model.target.vocab_size)
         count = len(kept) * len(how.temperatures)
         with progress("Answering", count, "answer") as bar:
             examples += answer_all(model, kept, how, file, lambda _: bar.update())

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -140,11 +140,29 @@ class PromptMaker:
         return prompt
 
 
+def token_ids(values: Iterable[object], vocab_size: int) -> tuple[int, ...]:
+    """Return ids from a file, which must be checked: MLX reads out of bounds for any others.
+
+    Raises:
+        ValueError: If one is no whole number from 0 up to the vocabulary's size.
+    """
+    ids = []
+    for each in values:
+        if type(each) is not int or not 0 <= each < vocab_size:
+            raise ValueError(f"its ids must be from 0 to {vocab_size - 1}; got {each!r:.40}")
+        ids.append(each)
+    return tuple(ids)
+
+
 class AnswerFile:
     """Answers on the disk, one JSON object a line."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, vocab_size: int) -> None:
         """Read what is there; a last line that was cut off is removed.
+
+        Args:
+            file: Made by the first answer.
+            vocab_size: Of the target. A line that holds other ids counts as missing.
 
         Raises:
             OSError: If it cannot be read or written.
@@ -166,8 +184,8 @@ class AnswerFile:
         for line in whole.splitlines():
             try:
                 row = json.loads(line)
-                self._answers[row["key"]] = tuple(map(int, row["tokens"]))
-            except (ValueError, KeyError, TypeError):
+                self._answers[row["key"]] = token_ids(row["tokens"], vocab_size)
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
         if whole != content:
             with file.open("rb+") as stream:

@@ -25,7 +25,7 @@ import mlx.core as mx
 from flash_mlx.checkpoint import CONFIG
 from flash_mlx.files import read_header
 from flash_mlx.prompt import Prompt
-from flash_mlx.train.answers import Arrays, Asked
+from flash_mlx.train.answers import Arrays, Asked, token_ids
 from flash_mlx.train.source import Found, Question
 
 TRAFFIC = "traffic.jsonl"
@@ -120,13 +120,40 @@ def identify(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_traffic(folder: Path, target: str, found: Found) -> list[tuple[Asked, tuple[int, ...]]]:
+def read_traffic(
+    folder: Path, target: str, found: Found, vocab_size: int
+) -> list[tuple[Asked, tuple[int, ...]]]:
     """Return prompts and answers; what cannot be used is added to `found.skipped`.
 
     Args:
         folder: Of a `TrafficLog`.
         target: From `identify`: whose answers are wanted.
         found: Gets the lines that are left out.
+        vocab_size: Of the target; a line with other ids is left out.
+
+    Raises:
+        OSError: If there is no such folder.
+    """
+    rows = []
+    pictures = _Pictures(folder)
+    for number, line in enumerate(read_lines(folder), start=1):
+        place = f"{TRAFFIC}:{number}"
+        try:
+            rows.append(_read(pictures, place, json.loads(line), target, vocab_size))
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            OSError,
+            OverflowError,
+            RecursionError,
+        ) as error:
+            found.skipped.append((place, str(error)))
+    return rows
+
+
+def read_lines(folder: Path) -> list[bytes]:
+    """Return the lines of a folder's log, unchecked.
 
     Raises:
         OSError: If there is no such folder.
@@ -137,33 +164,61 @@ def read_traffic(folder: Path, target: str, found: Found) -> list[tuple[Asked, t
             f"{folder} must be a folder that generate, caption or chat collected with --learn; "
             f"it has no {TRAFFIC}."
         )
-    rows = []
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-        place = f"{TRAFFIC}:{number}"
-        try:
-            rows.append(_read(folder, place, json.loads(line), target))
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            found.skipped.append((place, str(error)))
-    return rows
+    return file.read_bytes().splitlines()
+
+
+class _Pictures:
+    """The files of pictures beside a log, each looked at once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._known: dict[str, Arrays | None] = {}  # None: not what its name says
+
+    def __call__(self, name: str) -> tuple[Path, Arrays]:
+        """Return a file and its arrays, read when they are needed.
+
+        Raises:
+            OSError: If it cannot be read.
+            ValueError: If it is no file of this log, or has been changed.
+        """
+        if not NAME.fullmatch(name):
+            raise ValueError("its pictures must be named by a hash")
+        file = self._folder / f"{name}.safetensors"
+        if name not in self._known:
+            self._known[name] = _open(file) if _is_whole(file, name) else None
+        arrays = self._known[name]
+        if arrays is None:
+            raise ValueError("its pictures are not there, or are not what their name says")
+        return file, arrays
+
+
+def _is_whole(file: Path, name: str) -> bool:
+    if file.is_symlink() or not file.is_file():
+        return False
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest() == name
+
+
+def _open(file: Path) -> Arrays:
+    return Arrays(tuple(read_header(file)), lambda: mx.load(str(file)))  # type: ignore[arg-type, return-value]
 
 
 def _read(
-    folder: Path, place: str, row: dict[str, Any], target: str
+    pictures: _Pictures, place: str, row: dict[str, Any], target: str, vocab_size: int
 ) -> tuple[Asked, tuple[int, ...]]:
     if row["target"] != target:
         raise ValueError("another target said it")
     spans, videos = (
         tuple((int(start), int(stop)) for start, stop in row[name]) for name in ("spans", "videos")
     )
-    tokens, answer = (tuple(map(int, row[name])) for name in ("tokens", "answer"))
+    tokens, answer = (token_ids(row[name], vocab_size) for name in ("tokens", "answer"))
     images: tuple[Path, ...] = ()
     inputs: Arrays | None = None
     if row["inputs"] is not None:
-        if not NAME.fullmatch(row["inputs"]):
-            raise ValueError("its pictures must be named by a hash")
-        file = folder / f"{row['inputs']}.safetensors"
+        file, inputs = pictures(row["inputs"])
         images = (file,)
-        inputs = Arrays(tuple(read_header(file)), lambda: mx.load(str(file)))  # type: ignore[arg-type, return-value]
+    if not videos and bool(spans) != (inputs is not None):
+        raise ValueError("its pictures must have places in its text, and the places pictures")
     digest = hashlib.sha256(json.dumps([target, tokens, row["inputs"]]).encode())
     prompt = Prompt(tokens, spans, {} if inputs is None else inputs, videos=videos)
     return Asked(Question(place, images, ""), prompt, digest.hexdigest()), answer

@@ -212,11 +212,11 @@ def test_a_folder_without_good_pictures_is_refused(
 
 
 def test_answers_survive(tmp_path: Path) -> None:
-    file = AnswerFile(tmp_path / "answers.jsonl")
+    file = AnswerFile(tmp_path / "answers.jsonl", 10)
     file.add("one", {"prompt": "What?"}, (1, 2, 3))
     with (tmp_path / "answers.jsonl").open("a") as stream:
         stream.write('{"key": "two", "tokens": [4')
-    again = AnswerFile(tmp_path / "answers.jsonl")
+    again = AnswerFile(tmp_path / "answers.jsonl", 10)
     again.add("three", {}, (5,))
-    last = AnswerFile(tmp_path / "answers.jsonl")
+    last = AnswerFile(tmp_path / "answers.jsonl", 10)
     assert [last.get(key) for key in ("one", "two", "three")] == [(1, 2, 3), None, (5,)]

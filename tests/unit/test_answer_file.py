@@ -12,15 +12,24 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path, content: bytes) 
     file = tmp_path / "llava.json"
     file.write_bytes(content)
     with pytest.raises(ValueError, match="something else"):
-        AnswerFile(file)
+        AnswerFile(file, 10)
     assert file.read_bytes() == content
 
 
 def test_an_answer_that_was_cut_off_is_removed(tmp_path: Path) -> None:
     file = tmp_path / "answers.jsonl"
-    AnswerFile(file).add("a", {}, (1, 2))
+    AnswerFile(file, 10).add("a", {}, (1, 2))
     whole = file.read_bytes()
     for end in range(1, len(whole)):
         file.write_bytes(whole + whole[:end])
-        assert AnswerFile(file).get("a") == (1, 2)
+        assert AnswerFile(file, 10).get("a") == (1, 2)
         assert file.read_bytes() == whole
+
+
+@pytest.mark.parametrize("tokens", ["[10]", "[-1]", "[1.0]", "[true]", "[Infinity]", "[" * 100000])
+def test_an_answer_with_ids_of_no_token_is_missing(tokens: str, tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    file.write_text('{"key": "a", "tokens": [0, 9]}\n{"key": "b", "tokens": ' + tokens + "}\n")
+    answers = AnswerFile(file, 10)
+    assert answers.get("a") == (0, 9)
+    assert answers.get("b") is None

@@ -1,0 +1,112 @@
+"""A log of use is checked line by line: nothing in it may stop or crash a run."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from flash_mlx.prompt import Prompt
+from flash_mlx.train.answers import Asked
+from flash_mlx.train.source import Found
+from flash_mlx.train.traffic import TRAFFIC, TrafficLog, read_traffic
+
+VOCABULARY = 10
+PICTURES = Prompt((1, 2, 2, 3), ((1, 3),), {"pixel_values": mx.arange(4)})
+
+
+def read(folder: Path) -> tuple[list[tuple[Asked, tuple[int, ...]]], Found]:
+    found = Found()
+    return read_traffic(folder, "x", found, VOCABULARY), found
+
+
+def append(folder: Path, **changes: Any) -> None:
+    """Add the first line again, changed."""
+    log = folder / TRAFFIC
+    row = json.loads(log.read_text().splitlines()[0]) | changes
+    with log.open("a") as stream:
+        stream.write(json.dumps(row) + "\n")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    log = TrafficLog(tmp_path, 1 << 20, "x")
+    log(PICTURES, (0, 9))
+    log(Prompt((4, 5)), (6, 7))
+    return tmp_path
+
+
+def test_what_was_written_is_read(folder: Path) -> None:
+    rows, found = read(folder)
+    assert [(one.prompt.tokens, said) for one, said in rows] == [
+        ((1, 2, 2, 3), (0, 9)),
+        ((4, 5), (6, 7)),
+    ]
+    assert rows[0][0].prompt.inputs["pixel_values"].tolist() == [0, 1, 2, 3]
+    assert not found.skipped
+
+
+@pytest.mark.parametrize("name", ["tokens", "answer"])
+@pytest.mark.parametrize("wrong", [VOCABULARY, 1000000000, -1, 1.0, True, "1", None, float("inf")])
+def test_ids_of_no_token_are_refused(name: str, wrong: object, folder: Path) -> None:
+    append(folder, **{name: [1, 2, 2, wrong]})
+    rows, found = read(folder)
+    assert len(rows) == 2
+    (place, reason) = found.skipped[0]
+    assert place == f"{TRAFFIC}:3"
+    assert reason.startswith("its ids must be from 0 to 9; got ")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100000,
+        '{"target": "x", "tokens": [Infinity], "spans": [], "videos": [], "answer": []}',
+        '{"target": "x", "tokens": [1], "spans": [[Infinity, 1]], "videos": [], "answer": []}',
+    ],
+)
+def test_lines_of_any_kind_are_left_out(line: str, folder: Path) -> None:
+    with (folder / TRAFFIC).open("a") as stream:
+        stream.write(line + "\n")
+    rows, found = read(folder)
+    assert len(rows) == 2
+    assert [place for place, _ in found.skipped] == [f"{TRAFFIC}:3"]
+
+
+@pytest.mark.parametrize("changes", [{"spans": []}, {"inputs": None}])
+def test_pictures_and_their_places_come_together(changes: dict[str, Any], folder: Path) -> None:
+    append(folder, **changes)
+    rows, found = read(folder)
+    assert len(rows) == 2
+    assert "must have places" in found.skipped[0][1]
+
+
+@pytest.mark.parametrize("kind", ["changed", "link", "folder", "gone"])
+def test_pictures_are_what_their_name_says(kind: str, folder: Path) -> None:
+    (file,) = folder.glob("*.safetensors")
+    if kind == "changed":
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        moved = file.rename(folder / "elsewhere")
+        if kind == "link":
+            file.symlink_to(moved)
+        elif kind == "folder":
+            file.mkdir()
+    rows, found = read(folder)
+    assert len(rows) == 1
+    assert "not what their name says" in found.skipped[0][1]
+
+
+def test_a_file_is_hashed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(3):
+        append(folder)
+    hashed = []
+    digest = hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda *given: hashed.append(given) or digest(*given)
+    )
+    assert len(read(folder)[0]) == 5
+    assert len(hashed) == 1
