@@ -60,16 +60,7 @@ def ask(
     """
     found, asked = Found(), []
     if options["data"]:
-        found = find_questions(
-            options["data"],
-            prompts=options["prompts"],
-            prompts_per_image=options["prompts_per_image"],
-            image_folder=options["image_folder"],
-            text_rows=config.order == "text_first",
-            limit=options["limit"],
-            split=options["split"],
-            seed=options["seed"],
-        )
+        found = find(options, config)
         with progress("Reading", len(found.questions), "question") as bar:
             asked = PromptMaker(model.loaded, target_hash).ask_all(found, bar.update)
     known = {}
@@ -93,6 +84,25 @@ def ask(
             f"and {len(asked) - seen} without. Add rows, or mix from the beginning (order=mixed)."
         )
     return Questions(found, asked, known)
+
+
+def find(options: Mapping[str, Any], config: TrainConfig) -> Found:
+    """List what --data holds to ask.
+
+    Raises:
+        OSError: There is no such data.
+        ValueError: It holds nothing to ask, or is no data set.
+    """
+    return find_questions(
+        options["data"],
+        prompts=options["prompts"],
+        prompts_per_image=options["prompts_per_image"],
+        image_folder=options["image_folder"],
+        text_rows=config.order == "text_first",
+        limit=options["limit"],
+        split=options["split"],
+        seed=options["seed"],
+    )
 
 
 def answer(model: Model, options: Mapping[str, Any], questions: Questions) -> Data:

@@ -11,12 +11,14 @@ import click
 import mlx.core as mx
 
 from flash_mlx.checkpoint import resolve_path
+from flash_mlx.cli.asking import find
 from flash_mlx.cli.training import HIDDEN_BYTES, settings
 from flash_mlx.files import read_json
 from flash_mlx.loading import DEMO
+from flash_mlx.train import TrainConfig
 from flash_mlx.train.initial import default_config
 from flash_mlx.train.plan import advice, chunk_for, plan, text_sizes
-from flash_mlx.train.source import find_questions
+from flash_mlx.train.traffic import read_lines
 
 
 def show_plan(options: Mapping[str, Any]) -> None:
@@ -39,12 +41,8 @@ def show_plan(options: Mapping[str, Any]) -> None:
     if "chunk" not in options["settings"]:
         config = replace(config, chunk=chunk_for(shape))
     count = config.iterations * config.batch_size * config.accumulate
-    if options["data"]:
-        found = find_questions(options["data"], image_folder=options["image_folder"])
-        asked = options["prompts_per_image"] * min(
-            len(found.questions), options["limit"] or len(found.questions)
-        )
-        count = min(count, asked * len(options["temperatures"]))
+    if options["data"] or options["from_traffic"]:
+        count = min(count, _count_answers(options, config))
     estimate = plan(
         target,
         shape,
@@ -61,3 +59,14 @@ def show_plan(options: Mapping[str, Any]) -> None:
     click.echo(f"Projected hours, with {count} answers, by the chips' published figures:")
     for chip, hours in estimate.hours(config.iterations, count).items():
         click.echo(f"{chip:14} {hours:12.2f}")
+
+
+def _count_answers(options: Mapping[str, Any], config: TrainConfig) -> int:
+    """Return how many answers a run would learn from, if all lines of the traffic can be used."""
+    count = 0
+    if options["data"]:
+        each = 1 if options["answers"] == "dataset" else len(options["temperatures"])
+        count = each * len(find(options, config).questions)
+    if options["from_traffic"]:
+        count += len(read_lines(options["from_traffic"]))
+    return count

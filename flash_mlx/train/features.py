@@ -134,7 +134,9 @@ class FeatureCache:
         return f"{self._stored}-{self._width}.safetensors"
 
     def _write(self, shard: dict[str, mx.array]) -> None:
-        file = self.folder / f"{next(iter(shard))[:24]}.{self._kind}"
+        # All of its keys: runs that share a folder may begin two shards with the same example.
+        name = hashlib.sha256("".join(shard).encode("ascii")).hexdigest()
+        file = self.folder / f"{name}.{self._kind}"
         with replacing(file) as new:
             mx.save_safetensors(str(new), shard)
         self._shards |= dict.fromkeys(shard, file)

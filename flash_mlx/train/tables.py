@@ -90,8 +90,15 @@ def _undecoded(datasets: Any, feature: Any) -> Any:
 
 
 def _with_files(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row in which pictures are files."""
+    """Return a row in which pictures are files.
+
+    Raises:
+        OSError: If one cannot be written.
+        ValueError: If a picture or video is a name: no row may choose among this machine's files.
+    """
     filled = {name: value for name, value in row.items() if value is not None}
+    if filled.get("video") or filled.get("videos"):
+        raise ValueError("a row of a table must hold its pictures itself; videos are not read")
     for name in KINDS:
         if name in filled:
             given = filled[name] if isinstance(filled[name], list) else [filled[name]]

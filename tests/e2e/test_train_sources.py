@@ -17,6 +17,7 @@ from flash_mlx.checkpoint import load_model
 from flash_mlx.cli import run
 from flash_mlx.train import features
 from flash_mlx.train.features import FeatureCache
+from flash_mlx.train.source import find_questions
 from flash_mlx.train.traffic import TRAFFIC, TrafficLog
 from tiny import build_llava, random_image
 from training import example, parameters
@@ -210,6 +211,35 @@ def test_a_cache_goes_on_where_it_stopped_and_says_what_does_not_fit(
         again.require_room(1 << 60)
     with pytest.raises(ValueError, match="must be finite numbers; as float16"):
         again.fill(examples[3:], lambda _: mx.full((7, 4), 1e6))
+
+
+def test_runs_that_share_a_folder_keep_each_others_states(tmp_path: Path) -> None:
+    examples = [example(seed, 4, 3) for seed in range(3)]
+
+    def read(one: object) -> mx.array:
+        return mx.full((7, 10), examples.index(one) / 4)  # type: ignore[arg-type]
+
+    first, second = (FeatureCache(tmp_path, "float32", 10) for _ in range(2))
+    first.fill(examples[:2], read)
+    second.fill([examples[0], examples[2]], read)
+    for cache, numbers in ((first, (0, 1)), (second, (0, 2))):
+        for number in numbers:
+            assert (cache.get(examples[number], mx.float32) == number / 4).all()
+    assert not FeatureCache(tmp_path, "float32", 10).missing(examples)
+
+
+@pytest.mark.parametrize("name", ["video", "videos"])
+def test_no_row_of_a_table_names_a_file_of_this_machine(name: str, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    clip = tmp_path / "private.mp4"
+    clip.write_bytes(b"mine")
+    turns = [{"role": "user", "content": "What?"}]
+    named: object = str(clip) if name == "video" else [str(clip)]
+    table = datasets.Dataset.from_list([{name: named, "messages": turns}])
+    table.to_parquet(str(tmp_path / "rows.parquet"))
+    found = find_questions(str(tmp_path / "rows.parquet"))
+    assert not found.questions
+    assert "videos are not read" in found.skipped[0][1]
 
 
 @pytest.mark.slow

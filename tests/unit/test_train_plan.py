@@ -1,6 +1,7 @@
 """What a run is said to take, held against what it takes."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from flash_mlx.train.config import configure
 from flash_mlx.train.initial import STARTS, default_config, drafter_config, new_model
 from flash_mlx.train.plan import advice, chunk_for, plan, text_sizes
 from flash_mlx.train.source import find_questions
+from flash_mlx.train.traffic import TRAFFIC
 from tiny import random_image
 from training import parameters
 
@@ -111,6 +113,37 @@ def test_a_plan_needs_the_configuration_only(tmp_path: Path, capfd: pytest.Captu
     (tmp_path / "config.json").write_text("{}")
     assert run(["train", "--plan", "--model", str(tmp_path)]) == 1
     assert "hidden_size" in capfd.readouterr().err
+
+
+def test_a_plan_counts_what_a_run_would_learn_from(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    pictures, use = tmp_path / "pictures", tmp_path / "use"
+    for folder in (pictures, use):
+        folder.mkdir()
+    for number in range(3):
+        random_image(40, 30, number).save(pictures / f"{number}.png")
+    turns = [{"role": "user", "content": "Why?"}]
+    image = str(pictures / "0.png")
+    rows = [{"messages": turns}, {"messages": turns}, {"image": image, "messages": turns}]
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    (use / TRAFFIC).write_text("{}\n" * 5)
+
+    def count(*words: object) -> int:
+        assert run(["train", "--plan", *map(str, words)]) == 0
+        return int(re.search(r"with (\d+) answers", capfd.readouterr().out)[1])
+
+    at_one = ("--temperature", 0)
+    asked = ("--data", pictures, "--prompts-per-image", 2)
+    assert count(*asked) == 3 * 2 * 2  # two temperatures
+    assert count(*asked, "--limit", 2, *at_one) == 2 * 2
+    assert count(*asked, "--prompt", "Why?", *at_one) == 3
+    rows = ("--data", tmp_path / "rows.json", "--prompts-per-image", 2, *at_one)
+    assert count(*rows) == 1
+    assert count(*rows, "--set", "order=text_first") == 3
+    assert count(*rows, "--answers", "dataset", "--temperature", 0, 1) == 1
+    assert count("--from-traffic", use) == 5
+    assert count(*rows, "--from-traffic", use) == 6
 
 
 @pytest.mark.parametrize("start", STARTS)
