@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from flash_mlx.cli.options import require_hub_id
+
 KINDS = ("eagle", "eagle3", "flash", "msd", "vispec")
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -60,6 +62,7 @@ def command(
     force: bool,
 ) -> None:
     """Convert a target's or a published drafter's weights to MLX."""
+    require_hub_id(hf_path, revision)
     import mlx.core as mx
 
     from flash_mlx.convert import convert_drafter, convert_target, is_drafter

@@ -23,6 +23,8 @@ def learn_options(command: Command) -> Command:
 
     @wraps(command)
     def gathered(learn: Path | None, learn_limit_mb: float, **given: Any) -> Any:
+        if learn is not None:
+            _require_folder(learn)  # before the model is loaded: fails soon
         return command(learn=(learn, learn_limit_mb), **given)
 
     wrapped: Any = gathered
@@ -37,7 +39,7 @@ def learn_options(command: Command) -> Command:
         ),
         click.option(
             "--learn",
-            type=click.Path(file_okay=False, path_type=Path),
+            type=click.Path(path_type=Path),
             metavar="DIR",
             help="Collect prompts, pictures and answers in DIR, for train --from-traffic. They are "
             "private data: they stay there, readable, until you delete them. Off by default.",
@@ -46,6 +48,22 @@ def learn_options(command: Command) -> Command:
         wrapped = option(wrapped)
     made: Command = wrapped
     return made
+
+
+def _require_folder(folder: Path) -> None:
+    """Make the folder of --learn.
+
+    Raises:
+        OSError: If it cannot be made or written.
+    """
+    from flash_mlx.train.traffic import make_folder
+
+    try:
+        make_folder(folder)
+    except OSError as error:
+        raise OSError(
+            f"--learn must be a folder that can be written; got {folder} ({error.strerror})."
+        ) from error
 
 
 def observed(model: Model, learn: tuple[Path | None, float]) -> Model:

@@ -70,6 +70,19 @@ def require_writable(option: str, file: Path) -> None:
         raise OSError(f"{option} must name a file in a folder that can be written; got {file}.")
 
 
+def require_hub_id(name: str, revision: str | None) -> None:
+    """Require a model whose revision is named to be one of the hub.
+
+    Raises:
+        UsageError: It is the demo or on this machine.
+    """
+    if revision is not None and (name == "demo" or Path(name).expanduser().exists()):
+        raise click.UsageError(
+            f"--revision must name a revision of a model on the hub; {name} is not from there. "
+            "Leave it out."
+        )
+
+
 def at_least(low: float) -> Check:
     """A value of `low` or more."""
     return _check(lambda value: value >= low, f"must be {low:g} or more")
@@ -106,6 +119,7 @@ def loading_options(command: Command) -> Command:
     @wraps(command)
     def gathered(**given: Any) -> Any:
         loading = {name: given.pop(name) for name in LOADING}
+        require_hub_id(given["model"], loading["revision"])
         for name in ("kv_bits", "kv_group_size"):
             loading[name] = None if loading[name] is None else int(loading[name])
         return command(loading=loading, **given)

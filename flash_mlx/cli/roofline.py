@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from flash_mlx.cli.options import above, at_least, between
 
@@ -28,6 +29,8 @@ def roofline_options(command: Command) -> Command:
 
     @wraps(command)
     def gathered(**given: Any) -> Any:
+        if not given["roofline"]:
+            _refuse_alone(click.get_current_context())
         return command(projection={name: given.pop(name) for name in NAMES}, **given)
 
     wrapped: Any = gathered
@@ -80,6 +83,14 @@ def roofline_options(command: Command) -> Command:
         wrapped = option(wrapped)
     made: Command = wrapped
     return made
+
+
+def _refuse_alone(context: click.Context) -> None:
+    """Require the options of the projection to come with --roofline."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in NAMES and source is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{parameter.opts[0]} must stand with --roofline.")
 
 
 def run(model: str, projection: Mapping[str, Any], drafts: int | None) -> dict[str, Any]:
@@ -171,7 +182,10 @@ def _machines(chips: Sequence[str], bandwidth: float | None, bits: str) -> list[
             here = _here()
             machines.append(Machine(HERE, bandwidth or here.bandwidth, here.costs, here.source))
             continue
-        curve = curve_of(chip)
+        try:
+            curve = curve_of(chip)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from error
         wider = (
             "" if bits == "4" else f"; of 4-bit weights, whose rows are dearer than {bits}-bit ones"
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from flash_mlx.cli.options import INTERRUPTED, ListOptions, above, at_least
+from flash_mlx.cli.options import INTERRUPTED, ListOptions, above, at_least, require_hub_id
 
 BATCH_SIZE = 8
 
@@ -182,6 +182,7 @@ def command(**options: Any) -> int:
         raise click.UsageError(
             "--init-from and --init exclude each other: a drafter begins at one place."
         )
+    require_hub_id(options["model"], options["revision"])
     if options["resume"] and options["overwrite"]:
         raise click.UsageError("--resume and --overwrite exclude each other.")
     if options["plan"]:

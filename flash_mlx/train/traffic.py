@@ -38,7 +38,8 @@ class TrafficLog:
     """Writes what a model is asked and says.
 
     Attributes:
-        folder: Made if need be; only its owner may read it.
+        folder: Made for its owner alone if need be; one that was there keeps its mode. Whatever is
+            put into it only its owner may read.
         limit: Most bytes in it.
         target: From `identify`.
         is_open: Whether there was room so far.
@@ -55,9 +56,7 @@ class TrafficLog:
         Raises:
             OSError: If it cannot be made or written.
         """
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _locked(self.folder):
-            pass
+        make_folder(self.folder)
 
     def __call__(self, prompt: Prompt, answer: tuple[int, ...]) -> None:
         """Add an answer, unless the folder is full; a disk that fails only warns."""
@@ -81,8 +80,9 @@ class TrafficLog:
         row |= {"videos": prompt.videos, "inputs": None, "answer": answer}
         try:
             if prompt.inputs:
+                part.unlink(missing_ok=True)
+                part.touch(mode=0o600, exist_ok=False)
                 mx.save_safetensors(str(part), dict(prompt.inputs))
-                part.chmod(0o600)
                 row["inputs"] = hashlib.sha256(part.read_bytes()).hexdigest()
             file = self.folder / f"{row['inputs']}.safetensors"
             line = json.dumps(row).encode("ascii") + b"\n"
@@ -102,6 +102,23 @@ class TrafficLog:
         finally:
             part.unlink(missing_ok=True)
         return True
+
+
+def make_folder(folder: Path) -> None:
+    """Make the folder of a log if need be, and see that it can be written.
+
+    Raises:
+        OSError: If it cannot.
+    """
+    is_new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if is_new:
+        folder.chmod(0o700)
+    with _locked(folder):
+        pass
+    part = folder / f".part-{os.getpid()}.safetensors"
+    part.touch(mode=0o600)
+    part.unlink()
 
 
 def identify(path: Path) -> str:

@@ -134,9 +134,19 @@ def test_the_command_projects_from_a_configuration_alone(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
+    "words", ["--bits 4", "--chip M4", "--bandwidth 9", "--context 0", "--acceptance 0.8"]
+)
+def test_options_of_the_projection_do_not_stand_alone(
+    words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["bench", *words.split()]) == 2
+    assert f"{words.split()[0]} must stand with --roofline" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("words", "code", "part"),
     [
-        ("--chip M9", 1, "A chip must be one of"),
+        ("--chip M9", 2, "A chip must be one of"),
         ("--model /no/such", 2, "--model must be a folder with a config.json"),
         ("--acceptance 1.5", 2, "--acceptance must be between 0 and 1"),
         ("--plot {bad}/a.png", 2, "--plot must stand without --roofline"),

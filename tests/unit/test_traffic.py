@@ -2,12 +2,14 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
+from flash_mlx.cli import run
 from flash_mlx.prompt import Prompt
 from flash_mlx.train.answers import Asked
 from flash_mlx.train.source import Found
@@ -110,3 +112,48 @@ def test_a_file_is_hashed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     )
     assert len(read(folder)[0]) == 5
     assert len(hashed) == 1
+
+
+def test_only_the_owner_may_read_what_is_collected(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    save = mx.save_safetensors
+
+    def watched(file: str, arrays: dict[str, mx.array]) -> None:
+        seen.append(Path(file).stat().st_mode & 0o777)
+        save(file, arrays)
+
+    monkeypatch.setattr(mx, "save_safetensors", watched)
+    there = tmp_path / "there"
+    there.mkdir()
+    there.chmod(0o755)
+    before = os.umask(0)
+    try:
+        for folder in (tmp_path / "new", there):
+            TrafficLog(folder, 1 << 20, "x")(PICTURES, (0, 9))
+    finally:
+        os.umask(before)
+    assert seen == [0o600, 0o600]
+    assert [f.stat().st_mode & 0o777 for f in (tmp_path / "new", there)] == [0o700, 0o755]
+    files = [file for folder in (tmp_path / "new", there) for file in folder.iterdir()]
+    assert len(files) == 4
+    assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "full"])
+@pytest.mark.parametrize(
+    "words",
+    [("generate", "--prompt", "Why?"), ("caption", "a.png", "-o", "{folder}/out.jsonl"), ("chat",)],
+)
+def test_a_folder_that_cannot_be_written_is_named_before_the_model_is_loaded(
+    name: str, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "full" / TRAFFIC).mkdir(parents=True)
+    line = [word.format(folder=tmp_path) for word in words]
+    assert run([*line, "--model", "/no/such/model", "--learn", str(tmp_path / name)]) == 1
+    said = capsys.readouterr().err
+    assert "--learn must be a folder that can be written; got" in said
+    assert said.count("\n") == 1
+    assert (tmp_path / "file").read_text() == "mine"
