@@ -228,6 +228,8 @@ def _read(
     spans, videos = (
         tuple((int(start), int(stop)) for start, stop in row[name]) for name in ("spans", "videos")
     )
+    if any(not 0 <= start < stop <= len(spans) for start, stop in videos):
+        raise ValueError("its videos must be made of its pictures")
     tokens, answer = (token_ids(row[name], vocab_size) for name in ("tokens", "answer"))
     images: tuple[Path, ...] = ()
     inputs: Arrays | None = None

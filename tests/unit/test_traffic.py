@@ -85,6 +85,15 @@ def test_pictures_and_their_places_come_together(changes: dict[str, Any], folder
     assert "must have places" in found.skipped[0][1]
 
 
+@pytest.mark.parametrize("video", [[0, 0], [1, 2], [-1, 1]])
+def test_videos_are_made_of_pictures(video: list[int], folder: Path) -> None:
+    append(folder, videos=[[0, 1]])
+    append(folder, videos=[video])
+    rows, found = read(folder)
+    assert len(rows) == 3
+    assert "its videos must be made of its pictures" in found.skipped[0][1]
+
+
 @pytest.mark.parametrize("kind", ["changed", "link", "folder", "gone"])
 def test_pictures_are_what_their_name_says(kind: str, folder: Path) -> None:
     (file,) = folder.glob("*.safetensors")
