@@ -60,7 +60,11 @@ class Case:
         self.sizes = sizes
         width, block = sizes["width"], sizes["block size"]
         table = mx.random.normal((VOCABULARY, width), scale=0.1)
-        flash = FlashModel(FlashConfig(width, VOCABULARY, block, LATENTS, width // HEAD, HEAD))
+        flash = FlashModel(
+            FlashConfig(
+                width, VOCABULARY, block, LATENTS, num_heads=width // HEAD, head_dim=HEAD
+            )
+        )
         msd = MsdModel(
             DecoderConfig(
                 width,

@@ -142,6 +142,7 @@ def stream_generate(
             that token.
         seed: Of the random numbers; the same seed gives the same text.
         store: Keeps what is read, so that a later prompt that begins alike is not read again.
+            Not used with a seat.
         seat: This text's place among others that are decoded at the same time; see `batch`.
 
     Returns:
@@ -174,8 +175,8 @@ def stream_generate(
     elif image is not None or system is not None:
         raise ValueError("A ready prompt must hold its images and its system message already.")
     drafter = NoDrafter() if model.drafter is None else model.drafter
-    if untapped(model.loaded).target.family.prefix:
-        store = None  # its prompts are read at once, so nothing of one can be kept for another
+    if seat is not None or untapped(model.loaded).target.family.prefix:
+        store = None  # a seat is of one text; prompts with a prefix are read whole, never in parts
     reading = Reading(store, model.target if seat is None else seat, drafter, prompt)
     return _respond(
         model, reading, process, sampler, max_tokens=max_tokens, stop=strings, seed=seed, seat=seat

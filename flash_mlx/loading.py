@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -248,7 +249,8 @@ def _attach(model: Model, chosen: Choice, block_size: int | None, drafting: Draf
 def _paced(loaded: LoadedTarget, drafter: Drafter[Any] | None, *, trees: bool) -> AdaptiveDrafter:
     """Return a drafter that drafts as much as pays on this machine."""
     target = loaded.target
-    calibrator = Calibrator(target, lambda rows: scratch_cache(target, rows), target.model, drafter)
+    scratch = partial(scratch_cache, target)
+    calibrator = Calibrator(target, scratch, target.model, drafter, more=target.costs_key)
     trees = trees and target.supports_tree
     return paced(drafter, calibrator.costs, lookup=NgramDrafter(), trees=trees, memory=Memory())
 

@@ -195,7 +195,7 @@ def _belief(model: Model) -> float:
 def _calibrator(model: Model) -> Calibrator:
     target, drafter = model.loaded.target, unpaced(model.drafter)
     scratch: Callable[[int], Scratch] = partial(scratch_cache, target)
-    return Calibrator(target, scratch, target.model, drafter)
+    return Calibrator(target, scratch, target.model, drafter, more=target.costs_key)
 
 
 def _batch_calibrator(model: Model, size: int) -> BatchCalibrator:

@@ -31,7 +31,7 @@ for first in 50000000 50100000; do
     python answers.py --model "$runs/target" --output "$runs/answers.jsonl" --scenes 720 --first "$first"
 done
 python train_drafter.py --model "$runs/target" --answers "$runs/answers.jsonl" --output "$runs/drafter" \
-    --train '{"iterations": 900, "batch_size": 12, "validate_every": 300}'
+    --train '{"iterations": 3000, "batch_size": 12, "base_share": 0.33, "validate_every": 750}'
 
 # Videos, not part of the bundled demo: the target learns clips of three moments, and goes on with
 # pictures. Alone on a core, the two stages take three quarters of an hour.
@@ -49,4 +49,4 @@ for first in 50000000 50100000; do
 done
 python answers.py --model "$runs/clip_target" --output "$runs/clip_answers.jsonl" --scenes 720 --clips
 python train_drafter.py --model "$runs/clip_target" --answers "$runs/clip_answers.jsonl" --output "$runs/clip_drafter" \
-    --train '{"iterations": 900, "batch_size": 12, "validate_every": 300}'
+    --train '{"iterations": 3000, "batch_size": 12, "base_share": 0.33, "validate_every": 750}'

@@ -48,7 +48,7 @@ from flash_mlx.tree import DraftTree, Node, best_first
 
 WIDTH = 3  # tokens that a slot may bring
 SURE = 0.4  # a whole block this likely to be accepted is verified without a look at its drafts
-KEPT = 2**24  # numbers in rows of a prompt that are kept for a parked drafter: 64 MiB
+KEPT = 2**24  # numbers in rows that are kept for a parked drafter: 64 MiB
 
 
 class AdaptiveDrafter:
@@ -128,6 +128,9 @@ class AdaptiveDrafter:
                 main, prompt, unread = offer.main, (), ()
         if self.drafter is not None:
             unread = (*unread, (hidden, tokens))
+        if sum(rows.size for rows, _ in unread) > KEPT:
+            late = replace(state, main=main, prompt=prompt, unread=unread)
+            main, prompt, unread = self._read(late), (), ()
         return AdaptiveState(main, unread, lookup, said, state.num_rows, prompt, last)
 
     def explain(self, num_rows: int, outcomes: Mapping[tuple[int, int], int]) -> str:
@@ -231,7 +234,7 @@ class ReadingAdaptiveDrafter(AdaptiveDrafter):
         main, lookup = (None, None) if state is None else (state.main, state.lookup)
         kept = () if state is None else state.prompt
         if isinstance(self.drafter, ReadingDrafter):
-            kept = (*kept, (prompt, start, hidden))
+            kept = (*kept, (replace(prompt, inputs={}), start, hidden))  # no pixels
             pace = None if self.memory is None else self.memory.pace
             if pace is None or not pace.wait or sum(rows.size for _, _, rows in kept) > KEPT:
                 for piece in kept:

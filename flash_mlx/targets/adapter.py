@@ -173,6 +173,11 @@ class MlxVlmTarget:
         return Output(self._verified(hidden), hidden)
 
     @property
+    def costs_key(self) -> dict[str, str]:
+        """What passes cost by, besides the weights."""
+        return {} if self._kv is None else {"cache": "{bits} bits by {group_size}".format(**self._kv)}
+
+    @property
     def joins(self) -> bool:
         """Whether `verify_together` reads several texts in one pass."""
         return self._joined is not None and self.supports_tree and self._kv is None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clips import noise, write_frames
+from clip_files import noise, write_frames
 from commands import command, make_drafter, start
 
 os.environ["OPENCV_FFMPEG_LOGLEVEL"] = "-8"

@@ -57,7 +57,7 @@ def test_a_bad_line_does_not_end_the_chat(tiny_llava: Path, tmp_path: Path) -> N
     assert err.splitlines()[-1].startswith("flash-mlx: error: Lines on stdin must be UTF-8")
     code, out, err = command("chat", *words[:-1], -1)
     assert (code, out) == (2, b"")
-    assert "--cache-gb must be 0 or more" in err
+    assert "--cache-gb must be between 0 and" in err
 
 
 def test_ctrl_c_ends_an_answer_and_the_next_one_the_program(tiny_llava: Path) -> None:

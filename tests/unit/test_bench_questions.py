@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from clips import noise, write_frames
+from clip_files import noise, write_frames
 from flash_mlx.bench import Question, first_prompt, read_questions, run
 from flash_mlx.bench.answers import Settings
 from flash_mlx.targets import LoadedTarget

@@ -113,7 +113,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         ({"draft_kind": None}, '"draft_kind": "flash" or .*; it says null.*not a target'),
         ({"draft_kind": "medusa"}, 'it says "medusa"'),
         ({"num_layers": 3}, "config.json: .*num_layers as well"),
-        ({"num_latents": -1}, "num_latents .* at least 1; got -1"),
+        ({"num_latents": -1}, "num_latents .* at least 0; got -1"),
         ({"block_size": 10**12}, "block_size .* below 2.*31, .*; got 1000000000000"),
         ({"vocab_size": 2**31}, "vocab_size .* below 2.*31, .*; got 2147483648"),
         ({"vocab_size": 10**9}, r"vocab_size \* hidden_size .*below .*; got 1000000000 \* 16"),

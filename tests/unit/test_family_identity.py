@@ -170,7 +170,7 @@ def test_penalties_are_those_of_the_path(family: LoadedTarget) -> None:
 def test_every_way_of_drafting_says_every_plain_text(
     family: LoadedTarget, penalties: Penalties
 ) -> None:
-    cases = cases_of(family, penalties, 160)
+    cases = cases_of(family, penalties, 190)
     for kind in KINDS:
         counts = sum((case.check(kind) for case in cases), np.zeros(2))
         assert counts.min() >= (1 if "ngram" in kind else 100), kind

@@ -58,6 +58,13 @@ def test_a_quantised_cache_is_smaller_and_differs(packed: LoadedTarget) -> None:
     assert scratch_cache(packed.target, 50).length == 50
 
 
+def test_what_passes_cost_is_stored_for_each_kind_of_cache(packed: LoadedTarget) -> None:
+    keys = [load_target(packed.path).target.costs_key, packed.target.costs_key]
+    keys.append(load_target(packed.path, kv_bits=4, kv_group_size=32).target.costs_key)
+    assert keys[0] == {}  # as costs were always stored
+    assert keys[1] != keys[2] != {}
+
+
 def test_heads_that_do_not_fit_the_groups_are_named(tiny_llava: Path) -> None:
     code, out, err = command(
         "generate", "--model", tiny_llava, "--prompt", "What?", "--kv-bits", "4"

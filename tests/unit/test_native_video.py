@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from clips import noise, write_frames
+from clip_files import noise, write_frames
 from flash_mlx.cli import run as run_command
 from flash_mlx.decode import NoDrafter
 from flash_mlx.draft import FlashConfig, FlashModel

@@ -67,12 +67,12 @@ def test_tiny_and_demo_weights_are_counted(llava, qwen):
 
 
 def test_what_does_not_fit_is_told_with_what_does():
-    config = TrainConfig(batch_size=16)
+    config = TrainConfig(batch_size=12)
     whole = estimate(LLAVA_7B, config)
     assert advice(whole, config, 128e9) == "It fits."
     words = advice(whole, config, 48e9).split()
     size, times = int(words[words.index("--batch-size") + 1]), int(words[-2])
-    assert size * times >= 16 > size
+    assert size * times >= 12 > size
     smaller = replace(config, batch_size=size, accumulate=times)
     assert advice(estimate(LLAVA_7B, smaller), smaller, 48e9) == "It fits."
     assert "fewer bits" in advice(whole, config, 16e9)

@@ -75,13 +75,16 @@ def everything(tree: DraftTree, choice: mx.array) -> tuple[mx.array, mx.array]:
     return mx.ones((len(tree),), dtype=mx.bool_), choice
 
 
-def without_residual(tree: DraftTree, p: mx.array, key: mx.array) -> tuple[mx.array, mx.array]:
+Judged = tuple[mx.array, Callable[[mx.array], mx.array]]
+
+
+def without_residual(tree: DraftTree, p: mx.array, key: mx.array) -> Judged:
     holds, _ = REJECT(tree, mx.array(p), key)
-    return holds, accept.draw(p, mx.random.split(key)[1])
+    return holds, lambda rows: p[rows]
 
 
-def sampled_everything(tree: DraftTree, p: mx.array, key: mx.array) -> tuple[mx.array, mx.array]:
-    return mx.ones((len(tree),), dtype=mx.bool_), accept.draw(p, key)
+def sampled_everything(tree: DraftTree, p: mx.array, key: mx.array) -> Judged:  # noqa: ARG001
+    return mx.ones((len(tree),), dtype=mx.bool_), lambda rows: p[rows]
 
 
 REJECT = accept._reject

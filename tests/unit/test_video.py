@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clips import write_frames
+from clip_files import write_frames
 from flash_mlx.caption import caption
 from flash_mlx.cli import run
 from flash_mlx.generate import generate, load
