@@ -61,9 +61,7 @@ class Case:
         width, block = sizes["width"], sizes["block size"]
         table = mx.random.normal((VOCABULARY, width), scale=0.1)
         flash = FlashModel(
-            FlashConfig(
-                width, VOCABULARY, block, LATENTS, num_heads=width // HEAD, head_dim=HEAD
-            )
+            FlashConfig(width, VOCABULARY, block, LATENTS, num_heads=width // HEAD, head_dim=HEAD)
         )
         msd = MsdModel(
             DecoderConfig(

@@ -175,7 +175,8 @@ class MlxVlmTarget:
     @property
     def costs_key(self) -> dict[str, str]:
         """What passes cost by, besides the weights."""
-        return {} if self._kv is None else {"cache": "{bits} bits by {group_size}".format(**self._kv)}
+        kv = self._kv
+        return {} if kv is None else {"cache": f"{kv['bits']} bits by {kv['group_size']}"}
 
     @property
     def joins(self) -> bool:

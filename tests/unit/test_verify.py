@@ -83,7 +83,7 @@ def without_residual(tree: DraftTree, p: mx.array, key: mx.array) -> Judged:
     return holds, lambda rows: p[rows]
 
 
-def sampled_everything(tree: DraftTree, p: mx.array, key: mx.array) -> Judged:  # noqa: ARG001
+def sampled_everything(tree: DraftTree, p: mx.array, key: mx.array) -> Judged:
     return mx.ones((len(tree),), dtype=mx.bool_), lambda rows: p[rows]
 
 
