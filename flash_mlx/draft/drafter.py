@@ -114,7 +114,8 @@ class FlashDrafter(FlashReader):
         if not topology.is_chain:
             ranked = _ranked(score(0, logits), max(map(len, topology.children)))
             level, rank = mx.array(topology.depth[1:]) - 1, mx.array(topology.ranks[1:])
-            tokens = mx.where(tokens[level] < 0, -1, ranked[level, rank])  # -1: see `guard`
+            found = ranked[level, rank].astype(mx.int32)
+            tokens = mx.where(tokens[level] < 0, -1, found)  # -1: see `guard`
         tokens = mx.concatenate([mx.array([root], mx.int32), tokens.astype(mx.int32)])
         if sampler.greedy:
             return DraftTree(topology, tokens)
