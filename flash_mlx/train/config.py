@@ -131,7 +131,7 @@ _EAGLE_LOSSES = LossWeights(hidden=1.0, distribution=0.1, slot_decay=1.0)
 # What the methods publish, as far as this trainer has it: all decay by a cosine here, and clip the
 # gradient's norm where they clip its values.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "ours": {},
+    "ours": {"base_share": 0.33},  # as good a step for a third of its cost (docs/ablations.md)
     # Source: FLASH, arXiv 2505.12728, and its published code.
     "flash": {
         "optimizer": "adamw",
