@@ -14,7 +14,7 @@ SOURCES = sorted(
 )
 
 LAYERS = (
-    {"blas", "buffer", "hub", "few_rows", "files", "images", "prompt", "timing", "tree"},
+    {"blas", "buffer", "hub", "few_rows", "files", "images", "prompt", "sizes", "timing", "tree"},
     {"kernels"},
     {"cache", "penalties", "sampling", "video"},
     {"accept", "guard"},

@@ -24,16 +24,11 @@ from mlx.utils import tree_flatten
 from flash_mlx.cost import Costs
 from flash_mlx.draft.config import FlashConfig
 from flash_mlx.draft.model import FlashModel
+from flash_mlx.sizes import text_settings
 
 GROUP = 64  # weights that share a scale and a bias of 16 bits each, if quantised
 CONTEXT_BYTES = 2  # of a key's or a value's element
 MOST_DRAFTS = 8
-LLAMA = {  # what a configuration of LLaVA-1.5 leaves to the defaults of its language model
-    "hidden_size": 4096,
-    "intermediate_size": 11008,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-}
 
 
 @dataclass(frozen=True)
@@ -67,10 +62,7 @@ class Shape:
         Raises:
             ValueError: If it lacks a size.
         """
-        text = config.get("text_config")
-        text = {**config, **text} if isinstance(text, Mapping) else dict(config)
-        if text.get("model_type") == "llama":
-            text = LLAMA | text
+        text = text_settings(config)
         try:
             heads = int(text["num_attention_heads"])
             size = int(text["hidden_size"])

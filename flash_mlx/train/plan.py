@@ -18,6 +18,7 @@ from typing import Any
 
 from flash_mlx.draft import FlashConfig, FlashModel
 from flash_mlx.draft.model import NUM_TAPS
+from flash_mlx.sizes import text_settings
 from flash_mlx.train.config import TrainConfig
 from flash_mlx.train.state import flat
 
@@ -156,16 +157,11 @@ def text_sizes(target: Mapping[str, Any]) -> tuple[int, int]:
     Raises:
         ValueError: If it does not say.
     """
-    text = _text(target)
+    text = text_settings(target)
     try:
         return int(text["hidden_size"]), int(text["vocab_size"])
     except KeyError as error:
         raise ValueError(f"The target's config.json must have {error} for a plan.") from error
-
-
-def _text(target: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of the language model, which some configurations keep at the top."""
-    return {**target, **(target.get("text_config") or {})}
 
 
 def _bytes_per_weight(target: Mapping[str, Any]) -> float:
@@ -176,7 +172,7 @@ def _bytes_per_weight(target: Mapping[str, Any]) -> float:
 
 
 def _text_weights(target: Mapping[str, Any]) -> int:
-    text = _text(target)
+    text = text_settings(target)
     size, heads = text["hidden_size"], text["num_attention_heads"]
     kv = text.get("num_key_value_heads", heads) * (size // heads)
     layer = 2 * size * size + 2 * size * kv + 3 * size * text["intermediate_size"] + 2 * size
@@ -186,7 +182,7 @@ def _text_weights(target: Mapping[str, Any]) -> int:
 
 def _vision_weights(target: Mapping[str, Any]) -> int:
     vision = target["vision_config"]
-    text_size = _text(target)["hidden_size"]
+    text_size = text_settings(target)["hidden_size"]
     if "depth" in vision:  # Qwen: gated MLP, patches of two frames, four of them merged
         size = vision["hidden_size"]
         layer = 4 * size * size + 3 * size * vision["intermediate_size"]

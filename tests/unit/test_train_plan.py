@@ -22,13 +22,7 @@ from tiny import random_image
 from training import parameters
 
 LLAVA_7B = {
-    "text_config": {
-        "hidden_size": 4096,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "intermediate_size": 11008,
-        "vocab_size": 32064,
-    },
+    "text_config": {"model_type": "llama", "vocab_size": 32064},  # as published
     "vision_config": {
         "hidden_size": 1024,
         "num_hidden_layers": 24,
