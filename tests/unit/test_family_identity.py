@@ -170,10 +170,13 @@ def test_penalties_are_those_of_the_path(family: LoadedTarget) -> None:
 def test_every_way_of_drafting_says_every_plain_text(
     family: LoadedTarget, penalties: Penalties
 ) -> None:
-    cases = cases_of(family, penalties, 190)
+    case, total = case_of(family, 1, penalties, 70), np.zeros(2)
     for kind in KINDS:
-        counts = sum((case.check(kind) for case in cases), np.zeros(2))
-        assert counts.min() >= (1 if "ngram" in kind else 100), kind
+        counts = case.check(kind)
+        # What is paced may stop drafting, and the text may bring no drafts of its own.
+        assert counts.min() >= (0 if "ngram" in kind or "adaptive" in kind else 5), kind
+        total += counts
+    assert total.min() >= 100
 
 
 def test_the_context_ends_the_text_where_it_ends_plain_text(case: Case, kinds: list[str]) -> None:
