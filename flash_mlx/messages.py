@@ -16,7 +16,7 @@ from PIL import Image
 
 from flash_mlx.images import ImageSource, load_image
 from flash_mlx.targets import LoadedTarget
-from flash_mlx.video import VIDEOS, Frames, Video
+from flash_mlx.video import FPS, MAX_FRAMES, VIDEOS, Frames, Video
 
 Media = ImageSource | Video | Frames
 Shown = Image.Image | Frames
@@ -68,9 +68,9 @@ class OpenMessage:
         return tuple(picture for each in self.shown for picture in frames(each))
 
 
-def as_media(file: Path) -> Media:
-    """Return a file as what its name's ending says: a video or a picture."""
-    return Video(file) if file.suffix.lower() in VIDEOS else file
+def as_media(file: Path, *, fps: float = FPS, max_frames: int = MAX_FRAMES) -> Media:
+    """Return a file as what its name's ending says: a picture, or a video as `Video` reads it."""
+    return Video(file, fps, max_frames) if file.suffix.lower() in VIDEOS else file
 
 
 def opened(media: Media, *, native: bool) -> Shown:

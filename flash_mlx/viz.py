@@ -114,7 +114,7 @@ def attention(image: ImageSource, latents: npt.ArrayLike) -> Image.Image:
             (3, 1), str(number), fill="white", stroke_width=1, stroke_fill="black"
         )
         tiles.append(tile)
-    return _sheet(tiles, math.ceil(math.sqrt(len(tiles))))
+    return sheet(tiles, math.ceil(math.sqrt(len(tiles))))
 
 
 def draw_latents(
@@ -124,11 +124,11 @@ def draw_latents(
     pictures = [load_image(image) for image in images]
     weights = latent_weights(model, pictures, prompt, system)
     views = (_as_seen(model, picture) for picture in pictures)
-    return _sheet([attention(v, w) for v, w in zip(views, weights, strict=True)], 1)
+    return sheet([attention(v, w) for v, w in zip(views, weights, strict=True)], 1)
 
 
-def _sheet(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Put tiles in rows, with gaps."""
+def sheet(tiles: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Put pictures in rows of so many, with gaps; such as a video's frames (`load_video`)."""
     rows = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     heights = [max(tile.height for tile in row) + GAP for row in rows]
     width = max(sum(tile.width + GAP for tile in row) for row in rows)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,15 @@ from flash_mlx.messages import Media, Message, as_media
 from flash_mlx.processing import make_chat_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets import LoadedTarget
-from flash_mlx.video import VIDEOS
+from flash_mlx.video import FPS, MAX_FRAMES, VIDEOS
 
 SCENES = "scenes"
 ROWS, LINES = (".jsonl", ".ndjson", ".json"), ".txt"
 TEXTS = ("turns", "text", "prompt", "question")
 IMAGES, CLIPS = ("image", "images", "path", "file_name"), ("video", "videos")
 NAMES = ("id", "question_id")
+
+Shown = Callable[[Path], Media]  # a file as a picture or a video
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,13 @@ class Question:
 
 
 def read_questions(
-    data: str, prompts: Sequence[str], limit: int, image_folder: Path | None = None
+    data: str,
+    prompts: Sequence[str],
+    limit: int,
+    image_folder: Path | None = None,
+    *,
+    fps: float = FPS,
+    max_frames: int = MAX_FRAMES,
 ) -> list[Question]:
     """Return what to ask.
 
@@ -85,23 +94,25 @@ def read_questions(
         prompts: What to ask about pictures that come without a text.
         limit: Most questions, the first ones.
         image_folder: Where rows' pictures are; None: beside their file, or in `images` there.
+        fps: Frames to read of a second of video.
+        max_frames: Most frames to read of a video.
 
     Raises:
         OSError: There is no such file or folder.
-        ValueError: It holds no question.
+        ValueError: It holds no question, or a number is out of its range.
     """
-    path = Path(data)
+    path, shown = Path(data), partial(as_media, fps=fps, max_frames=max_frames)
     if data == SCENES and not path.exists():
-        found = _of_pictures(demo_pictures(), prompts)
+        found = _of_pictures(demo_pictures(), prompts, shown)
     elif path.is_dir():
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in (*PICTURES, *VIDEOS))
-        found = _of_pictures(files, prompts)
+        found = _of_pictures(files, prompts, shown)
     elif not path.exists():
         raise FileNotFoundError(
             f"--data must be a folder, a file or `{SCENES}`; {data} does not exist. Check the path."
         )
     elif path.suffix.lower() in ROWS:
-        found = _of_rows(path, prompts, image_folder)
+        found = _of_rows(path, prompts, image_folder, shown)
     elif path.suffix.lower() == LINES:
         lines = path.read_text(encoding="utf-8").splitlines()
         found = [Question(f"line {n}", (line,)) for n, line in enumerate(lines, 1) if line.strip()]
@@ -136,18 +147,21 @@ def first_prompt(loaded: LoadedTarget, questions: Sequence[Question]) -> Prompt:
     )
 
 
-def _of_pictures(files: Sequence[Path], prompts: Sequence[str]) -> list[Question]:
+def _of_pictures(files: Sequence[Path], prompts: Sequence[str], shown: Shown) -> list[Question]:
     return [
-        Question(file.name, (prompts[i % len(prompts)],), (as_media(file),))
+        Question(file.name, (prompts[i % len(prompts)],), (shown(file),))
         for i, file in enumerate(files)
     ]
 
 
-def _of_rows(file: Path, prompts: Sequence[str], image_folder: Path | None) -> list[Question]:
+def _of_rows(
+    file: Path, prompts: Sequence[str], image_folder: Path | None, shown: Shown
+) -> list[Question]:
     folders = [file.parent, file.parent / "images"] if image_folder is None else [image_folder]
 
-    def find(name: str) -> Path:
-        return next((f / name for f in folders if (f / name).exists()), folders[0] / name)
+    def find(name: str) -> Media:
+        found = next((f / name for f in folders if (f / name).exists()), folders[0] / name)
+        return shown(found)
 
     return [
         _question(number, row, prompts[(number - 1) % len(prompts)], find)
@@ -179,14 +193,14 @@ def _rows(file: Path) -> Iterator[tuple[int, Any]]:
                 yield number, error
 
 
-def _question(number: int, row: Any, prompt: str, find: Callable[[str], Path]) -> Question:
+def _question(number: int, row: Any, prompt: str, find: Callable[[str], Media]) -> Question:
     try:
         return _read_row(number, row, prompt, find)
     except ValueError as error:
         return Question(f"row {number}", ("",), error=f"A row must be a question: {error}")
 
 
-def _read_row(number: int, row: Any, prompt: str, find: Callable[[str], Path]) -> Question:
+def _read_row(number: int, row: Any, prompt: str, find: Callable[[str], Media]) -> Question:
     if isinstance(row, Exception):
         raise ValueError(str(row))
     if not isinstance(row, dict):
@@ -200,7 +214,7 @@ def _read_row(number: int, row: Any, prompt: str, find: Callable[[str], Path]) -
         raise ValueError(f"its text must stand in {', '.join(TEXTS)}; got {turns!r}.")
     name = next((str(row[key]) for key in NAMES if key in row), f"row {number}")
     topic = next((str(row[key]) for key in ("topic", "category") if row.get(key)), "")
-    return Question(name, tuple(turns), tuple(as_media(find(name)) for name in images), topic)
+    return Question(name, tuple(turns), tuple(map(find, images)), topic)
 
 
 def _files(row: dict[str, Any], keys: Sequence[str], what: str) -> list[str]:

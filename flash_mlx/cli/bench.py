@@ -12,6 +12,7 @@ import click
 from flash_mlx.cli import roofline
 from flash_mlx.cli.options import ListOptions, at_least, loading_options, require_writable
 from flash_mlx.cli.roofline import roofline_options, write
+from flash_mlx.cli.video import video_options
 
 if TYPE_CHECKING:
     from flash_mlx.decode import Drafter
@@ -56,14 +57,15 @@ class _Command(ListOptions):
     "--data",
     default="scenes",
     show_default=True,
-    help="Folder of pictures, rows (.jsonl of MMSpec, LLaVA-Bench, ...), lines of text (.txt), or "
-    "scenes: the bundled pictures.",
+    help="Folder of pictures and videos, rows (.jsonl of MMSpec, LLaVA-Bench, ...), lines of text "
+    "(.txt), or scenes: the bundled pictures.",
 )
 @click.option(
     "--image-folder",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Where the rows' pictures are.  [default: beside the rows, or in images/ there]",
 )
+@video_options
 @prompts_option
 @click.option("--limit", type=int, default=40, show_default=True, callback=at_least(1))
 @click.option(
@@ -114,6 +116,8 @@ def command(
     drafts: tuple[str, ...],
     data: str,
     image_folder: Path | None,
+    fps: float,
+    max_frames: int,
     prompts: tuple[str, ...],
     limit: int,
     temperatures: tuple[float, ...],
@@ -149,7 +153,9 @@ def command(
 
     if picture is not None:
         require_matplotlib()
-    questions = bench.read_questions(data, prompts, limit, image_folder)
+    questions = bench.read_questions(
+        data, prompts, limit, image_folder, fps=fps, max_frames=max_frames
+    )
     first = load(model, drafts[0], draft_block_size=draft_block_size, drafting=modes[0], **loading)
     loaded = first.loaded
     drafters = _drafters(first, drafts, modes, draft_block_size)

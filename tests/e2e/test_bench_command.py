@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from clip_files import noise, write_frames
 from commands import command
 from flash_mlx import cli
 from flash_mlx.draft.ngram import NgramDrafter
@@ -17,6 +18,8 @@ def data(tmp_path: Path) -> Path:
     for i in range(2):
         random_image(40, 50, seed=i).save(tmp_path / "images" / f"{i}.png")
     (tmp_path / "images" / "torn.png").write_bytes(b"\x89PNG\r\n")
+    film = write_frames(tmp_path / "film.mp4", noise(5), fps=1).read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(film[: len(film) // 2])
     rows = [
         {"id": "torn", "image": "torn.png", "turns": ["What?"], "topic": "t"},
         {"id": "gone", "image": "gone.png", "turns": ["What?"], "topic": "t"},
@@ -25,6 +28,8 @@ def data(tmp_path: Path) -> Path:
         {"id": "a", "image": "0.png", "turns": ["One?", "Two?"], "topic": "t"},
         {"id": "b", "image": "1.png", "turns": ["One?"], "topic": "u"},
         {"id": "c", "turns": ["No picture?"], "topic": "u"},
+        {"id": "film", "video": "film.mp4"},
+        {"id": "cut", "video": "cut.mp4"},
     ]
     lines = [json.dumps(row) for row in rows]
     (tmp_path / "data.jsonl").write_text("\n".join([*lines, "{"]) + "\n")
@@ -36,19 +41,20 @@ def test_bad_rows_are_skipped_by_name_and_the_rest_is_measured(
 ) -> None:
     words = ["bench", "--model", tiny_llava, "--data", data / "data.jsonl", "--max-tokens", 3]
     words += ["--draft-model", "ngram", "none", "--repeats", 2, "--markdown", "--replay-costs"]
-    words += ["--json", data / "out.json", "--plot", data / "out.png"]
+    words += ["--json", data / "out.json", "--plot", data / "out.png", "--max-frames", 2]
     code, out, err = command(*words)
     assert (code, "Traceback" in err) == (0, False)
     report = json.loads((data / "out.json").read_text())
-    assert list(report["skipped"]) == ["torn", "gone", "long", "row 8"]
+    assert list(report["skipped"]) == ["torn", "gone", "long", "cut", "row 10"]
     assert "gone.png does not exist" in report["skipped"]["gone"]
     assert "must fit in the model's context" in report["skipped"]["long"]
-    names = [each["name"] for each in report["asked"]["prompts"]]
-    assert names == ["empty", "a", "a, turn 2", "b", "c"]
+    assert "cut.mp4 must be a whole video" in report["skipped"]["cut"]
+    asked = {each["name"]: each["images"] for each in report["asked"]["prompts"]}
+    assert asked == {"empty": 1, "a": 1, "a, turn 2": 1, "b": 1, "c": 0, "film": 2}
     assert report["asked"]["text_only"] == 1
     assert {row["drafter"] for row in report["rows"]} == {"none", "ngram", "mlx-vlm"}
     for row in report["rows"]:
-        assert (row["error"], row["repeats"], row["samples"]) == (None, 2, 5)
+        assert (row["error"], row["repeats"], row["samples"]) == (None, 2, 6)
         assert row["identical"] == 1.0
     assert report["settings"]["argv"][:2] == ["bench", "--model"]
     text = out.decode()

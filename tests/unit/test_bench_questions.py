@@ -79,6 +79,8 @@ def test_videos_are_asked_about(llava: LoadedTarget, folder: Path) -> None:
     last = read_questions(str(folder), PROMPTS, 9)[-1]
     assert (last.name, last.images) == ("z.mp4", (Video(clip),))
     row = {"id": 1, "image": "0.png", "video": "z.mp4"}
+    (found,) = read_questions(rows(folder, row), PROMPTS, 9, folder, fps=0.5, max_frames=2)
+    assert found.images == (folder / "0.png", Video(clip, 0.5, 2))
     (found,) = read_questions(rows(folder, row), PROMPTS, 9, folder)
     assert found.images == (folder / "0.png", Video(clip))
     prompt = replace(found, images=found.images[1:]).prompt(llava, ())
