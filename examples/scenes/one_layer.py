@@ -61,19 +61,48 @@ class HiddenVisionModel(EagleModel):
         return Reading(self.fuse(embeddings[chosen], features[chosen], context), rows, context)
 
 
+class MiddleTapModel(EagleModel):
+    """EAGLE that reads what the target's middle layer reads as well, at the rows it has read.
+
+    The drafter's own outputs stand for last hidden states alone: what the middle layer would read
+    of a draft is not predicted.
+
+    Weights:
+        Those of EAGLE; tap_norm [D]; fc_tap [D, D], zeros at first.
+
+    Source: the tap of DREAM, arXiv 2505.19201, without its cross-attention and its choice of layer.
+    """
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__(config)
+        size = config.hidden_size
+        self.tap_norm = nn.RMSNorm(size)
+        self.fc_tap = nn.Linear(size, size, bias=False)
+        self.fc_tap.weight = mx.zeros_like(self.fc_tap.weight)
+
+    def taps(self, num_layers: int) -> tuple[int, ...]:
+        """Return layer 0, whose inputs are the embeddings, and the middle one."""
+        return 0, num_layers // 2
+
+    def split(self, hidden: mx.array) -> tuple[mx.array | None, mx.array]:
+        """Turn [R, 3D] into embeddings and features."""
+        embeddings, middle, last = mx.split(hidden, 3, axis=-1)
+        return embeddings, last + self.fc_tap(self.tap_norm(middle))
+
+
 @dataclass(frozen=True, eq=False)
 class _Text:
     """A text as the drafter reads it.
 
     Attributes:
         embeddings: [T - 2, D] of the token, or the piece of an image, after each row.
-        features: [T - 2, D] the target's hidden states.
+        given: [T - 2, W] what the target gives but for its embeddings: its hidden states last.
         images: Of `OneLayerModel.read_prompt`.
         taught: [A - 1, D] the hidden states that the last A - 1 outputs stand for.
     """
 
     embeddings: mx.array
-    features: mx.array
+    given: mx.array
     images: Spans
     taught: mx.array
 
@@ -102,7 +131,7 @@ def train_one_layer(
         texts = [_read(loaded, source, numbers[i]) for i in order[step]]
         key = mx.random.key(config.seed + (step << 20))
         texts = [
-            replace(text, features=_noisy(text.features, config.hidden_noise, one))
+            replace(text, given=_noisy(text.given, config.hidden_noise, one))
             for text, one in zip(texts, mx.random.split(key, len(texts)), strict=True)
         ]
         loss, gradient = loss_and_gradient(texts)
@@ -129,7 +158,13 @@ def _read(loaded: LoadedTarget, source: Examples, number: int) -> _Text:
         embeddings = mx.concatenate([embeddings[: start - 1], seen, embeddings[stop - 1 :]])
         images.append((start - 1, stop - 1))
     end = len(tokens) - 2
-    return _Text(embeddings[:end], hidden[:end], images, hidden[len(prompt) : end + 1])
+    taught = hidden[len(prompt) : end + 1, -loaded.target.hidden_size :]
+    return _Text(embeddings[:end], hidden[:end], images, taught)
+
+
+def _features(model: OneLayerModel, text: _Text) -> mx.array:
+    """Return what the drafter makes of what the target gives, [T - 2, D]."""
+    return model.split(mx.concatenate([text.embeddings, text.given], axis=-1))[1]
 
 
 def _noisy(features: mx.array, width: float, key: mx.array) -> mx.array:
@@ -161,7 +196,8 @@ def _loss(
     target_logits = mx.stop_gradient(lm_head(taught))
     p = mx.softmax(target_logits, axis=-1)
     ranked = likeliest(target_logits, RANKED) if weights.ranking else None
-    read, total = [text.features for text in texts], mx.zeros(())
+    given = [_features(model, text) for text in texts]
+    read, total = given, mx.zeros(())
     for number in range(1 + rollout):
         outputs = [_outputs(model, *pair) for pair in zip(texts, read, strict=True)]
         rows = mx.concatenate(outputs)
@@ -178,10 +214,8 @@ def _loss(
         total = total + loss.mean()
         if number < rollout:
             read = [
-                mx.concatenate([text.features[: -len(out) + 1], out[:-1]])
-                if len(out) > 1
-                else text.features
-                for text, out in zip(texts, outputs, strict=True)
+                mx.concatenate([rows[: -len(out) + 1], out[:-1]]) if len(out) > 1 else rows
+                for rows, out in zip(given, outputs, strict=True)
             ]
     return total / (1 + rollout)
 

@@ -5,7 +5,8 @@ r"""What each choice is worth: trains variants on one budget, measures them by d
     python study.py --output runs/study --report
 
 One process does all: the target's states are computed once. A row of `rows.jsonl` is a run; what
-has a row is not run again. The first seed of all comes before the second of any.
+has a row is not run again. The first seed of all comes before the second of any; what stands with
+one seed alone is not told from chance there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,15 @@ import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 from flash_mlx.draft import FlashModel
 from flash_mlx.draft.drafter import FlashDrafter
 from flash_mlx.targets import LoadedTarget, load_target
+from flash_mlx.targets.adapter import MlxVlmTarget
+from flash_mlx.targets.taps import TappedTarget
 from flash_mlx.train import Example, Trainer
 from flash_mlx.train.config import configure
 from flash_mlx.train.initial import drafter_config, new_model
-from study_data import Examples, load_examples
+from language import BRIEF_PROMPTS, CAPTION_PROMPTS
+from study_data import Examples, asked_of, load_examples, with_taps, write_data_set_answers
 from study_measure import HeldOut, verify_costs
-from study_variants import BASE, DRAFTER, GROUPS, THREE_SEEDS, TRAIN, Variant
+from study_variants import DRAFTER, GROUPS, TRAIN, Variant
 
 
 def main() -> None:
@@ -40,13 +44,15 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=20, help="of each family")
     parser.add_argument("--sampled", type=int, default=5, help="of these, at temperature 1 too")
     parser.add_argument("--only", nargs="*", choices=GROUPS, default=list(GROUPS))
+    names = [name for variants in GROUPS.values() for name in variants]
+    parser.add_argument("--variants", nargs="*", choices=names, default=names, help="of these")
     args = parser.parse_args()
     loaded = load_target(args.model)
     study = Study(loaded, args.answers, args.output, args.scenes, args.sampled)
     for seed in args.seeds:
         for group in args.only:
             for name, variant in GROUPS[group].items():
-                if seed > 1 and variant != BASE and name not in THREE_SEEDS:
+                if name not in args.variants:
                     continue
                 study.run(variant, seed, f"{group}: {name}")
 
@@ -69,9 +75,10 @@ class Study:
         folder.mkdir(parents=True, exist_ok=True)
         self.loaded, self.folder, self.answers = loaded, folder, answers
         self.rows = folder / "rows.jsonl"
-        self.done = {row["key"] for row in read_rows(self.rows)}
+        self.found = {row["key"]: row for row in read_rows(self.rows)}
         self.examples = load_examples(loaded, answers, folder / "target_answers")
         self.held_out = HeldOut.of(loaded, folder, scenes, sampled)
+        self.targets: dict[tuple[int, ...], MlxVlmTarget] = {(): loaded.target}
         if not (folder / "verify_ms.json").exists():
             costs = verify_costs(loaded, self.held_out.prompts["caption"][0])
             (folder / "verify_ms.json").write_text(json.dumps(costs))
@@ -79,12 +86,12 @@ class Study:
     def run(self, variant: Variant, seed: int, name: str) -> None:
         """Train and measure, unless there is a row."""
         key = key_of(variant, seed)
-        if key in self.done:
+        if key in self.found:
             return
         began, worked = time.time(), time.process_time()
         model = self.train(variant, seed)
         trained = time.process_time() - worked
-        target = self.loaded.target
+        target = self.tapped(model.taps(self.num_layers))
         drafter = FlashDrafter(model, target.embed, target.lm_head)
         row = {
             "name": name,
@@ -96,7 +103,7 @@ class Study:
         }
         with self.rows.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        self.done.add(key)
+        self.found[key] = row
         print(name, seed, summary(row), flush=True)
 
     def train(self, variant: Variant, seed: int) -> FlashModel:
@@ -105,6 +112,8 @@ class Study:
         model = new_model(self.loaded, config, variant.start, seed)
         train = configure("ours", {**TRAIN, "seed": seed, **variant.train})
         source, examples = self.choose(variant.answers)
+        if layers := model.taps(self.num_layers):
+            source = self.wide(source, layers)
         with tempfile.TemporaryDirectory() as folder:
             trainer = Trainer(
                 model, source.teacher(self.loaded), examples, Path(folder) / "run", train
@@ -122,7 +131,36 @@ class Study:
                 return self.examples, examples[0::2]
             case "sampled":
                 return self.examples, examples[1::2]
+            case "captions" | "questions":
+                described = [
+                    p in CAPTION_PROMPTS + BRIEF_PROMPTS for _, p in asked_of(self.answers)
+                ]
+                wanted = answers == "captions"
+                return self.examples, [
+                    each for i, each in enumerate(examples) if described[i // 2] == wanted
+                ]
+            case "data set":
+                file = self.folder / "data_set_answers.jsonl"
+                if not file.exists():
+                    write_data_set_answers(self.loaded, self.answers, file)
+                own = load_examples(self.loaded, file, self.folder / "data_set_answers")
+                return own, own.examples
         raise ValueError(f"There are no answers {answers!r}.")
+
+    def wide(self, source: Examples, layers: Sequence[int]) -> Examples:
+        """The target's own answers with what these layers read."""
+        return with_taps(self.loaded, source, self.answers, self.folder / "target_answers", layers)
+
+    @property
+    def num_layers(self) -> int:
+        """The target's decoder layers."""
+        return int(self.loaded.config["text_config"]["num_hidden_layers"])
+
+    def tapped(self, layers: tuple[int, ...]) -> MlxVlmTarget:
+        """The target with these layers tapped; always the same one, as recordings are its own."""
+        if layers not in self.targets:
+            self.targets[layers] = TappedTarget(self.loaded.target, layers)
+        return self.targets[layers]
 
 
 def summary(row: Mapping[str, Any]) -> str:

@@ -1,19 +1,20 @@
-"""What all runs of the study share: the target's answers with its states, and held-out prompts.
+"""What all runs of the study share: answers with the target's states, and held-out prompts.
 
-The target reads its own answers once. What it computed is kept in a file that is mapped into
-memory, so that a restarted study begins at once.
+The target reads all answers once. What it computed is kept in a file that is mapped into memory,
+so that a restarted study begins at once.
 
 Shapes:
     R: rows of all examples, one after the other.    B: sequences of a batch.
-    T: rows of a sequence.    D: hidden size.
+    T: rows of a sequence.    D: hidden size.    L: tapped layers.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
@@ -25,8 +26,10 @@ from evaluate import HELD_OUT
 from flash_mlx.processing import make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets import LoadedTarget
+from flash_mlx.targets.taps import TappedTarget
 from flash_mlx.train import Batch, Example, Teacher
-from language import CAPTION_PROMPTS, LIST_PROMPTS, question
+from flash_mlx.train.teacher import read_examples as read_by_target
+from language import BRIEF_PROMPTS, CAPTION_PROMPTS, LIST_PROMPTS, brief, caption, listing, question
 from train_drafter import TUNING, batched_target, compute_features, picture_of, read_examples
 from world import draw_scene
 
@@ -38,7 +41,8 @@ class Examples:
     Attributes:
         examples: Without pixels: the states are here.
         starts: [examples + 1] int64, each example's first row.
-        hidden: [R, D] float16, the LM head's inputs.
+        hidden: [R, D] float16, the LM head's inputs; with taps [R, (L + 1) D], the inputs of the
+            tapped layers first.
         visual: [examples / 2, N, D] float16, the target's embeddings of each picture; examples
             come in pairs about the same one.
     """
@@ -108,6 +112,64 @@ def _compute(loaded: LoadedTarget, answers: Path, folder: Path) -> None:
     (folder / "examples.json").write_text(json.dumps(rows))
 
 
+def with_taps(
+    loaded: LoadedTarget, known: Examples, answers: Path, folder: Path, layers: Sequence[int]
+) -> Examples:
+    """The same examples, of which the target hands out what some of its layers read, too.
+
+    Args:
+        loaded: The target.
+        known: Without taps.
+        answers: The file that they come from.
+        folder: Where the states are kept; the first time, the target computes them.
+        layers: Whose inputs, in the order wanted.
+    """
+    file = folder / f"taps_{'_'.join(map(str, layers))}.npy"
+    if not file.exists():
+        target = TappedTarget(loaded.target, layers)
+        shape = (int(known.starts[-1]), loaded.target.hidden_size * (len(layers) + 1))
+        part = file.with_suffix(".part")
+        wide = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
+        groups = [group for group in read_examples(loaded, answers) if len(group) == 2]
+        starts = iter(known.starts)
+        for states in (each for group in groups for each in read_by_target(target, group)):
+            start = next(starts)
+            wide[start : start + len(states)] = np.array(states.astype(mx.float16))
+        wide.flush()
+        part.rename(file)
+    return replace(known, hidden=np.load(file, mmap_mode="r"))
+
+
+def write_data_set_answers(loaded: LoadedTarget, answers: Path, file: Path) -> None:
+    """Write what the data set itself answers to each prompt, in place of the target's answer."""
+    tokenizer, lines = loaded.processor.tokenizer, []
+    for number, line in enumerate(answers.read_text().splitlines()):
+        row = json.loads(line)
+        said = _data_set_answer(row["scene"], row["prompt"], random.Random(number))
+        ids = tokenizer.encode(said, add_special_tokens=False)
+        lines.append(json.dumps(row | {"answer": [*ids, loaded.eos_ids[0]]}))
+    file.write_text("\n".join(lines) + "\n")
+
+
+def _data_set_answer(number: int, prompt: str, rng: random.Random) -> str:
+    """Answer as the target's own training data do."""
+    drawn = random.Random(number)
+    scene = draw_scene(drawn)
+    if prompt in CAPTION_PROMPTS:
+        return caption(scene, rng)
+    if prompt in BRIEF_PROMPTS:
+        return brief(scene, rng)
+    return listing(scene) if prompt in LIST_PROMPTS else question(scene, drawn)[1]
+
+
+def asked_of(answers: Path) -> list[tuple[int, str]]:
+    """Scene and prompt of each pair of examples, in the examples' order."""
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    keys = sorted((row["scene"], row["prompt"]) for row in rows)
+    groups = [(key, len(list(group))) for key, group in itertools.groupby(keys)]
+    return [key for key, size in groups if size == 2]
+
+
 Family = Callable[[int, int], str]  # from a prompt's number and its scene to what is asked
 
 
@@ -142,8 +204,3 @@ def held_out_prompts(
         make_prompt(loaded, FAMILIES[family](i, first + i), [picture_of(first + i)])
         for i in range(count)
     ]
-
-
-def greedy_and_sampled(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
-    """Split the pairs: the target's best answers, and those drawn at temperature 1."""
-    return list(examples[0::2]), list(examples[1::2])

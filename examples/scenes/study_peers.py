@@ -9,8 +9,9 @@ Sizes are alike (three heads of 64, an MLP of 768, the target's embedding and LM
 are tried with one seed each on ours and on EAGLE, told apart on scenes that are not reported: the
 published objective by AdamW, and our objective by Muon. The other published drafters take what is
 better for EAGLE, and keep their own training on predictions (`rollout`). Each drafter is then
-measured in several ways to draft, and the table takes the best bound. What is far cheaper to train
-also gets a run with as many steps as fit in the time that ours takes.
+measured in several ways to draft, and the table takes the best bound. What takes another time to
+train than ours also gets a run with as many steps as fit in that time (`--equal-time`). With
+`--steps 400` all train longer; ours is then the study's own row (`study.py --only "400 steps"`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 import flash_mlx  # noqa: F401  (binds a fast BLAS before MLX is imported)
 import mlx.core as mx
 
-from flash_mlx.decode import Drafter, Target
+from flash_mlx.decode import Drafter
 from flash_mlx.draft import NgramDrafter
 from flash_mlx.draft.drafter import FlashDrafter
 from flash_mlx.draft.eagle import EagleModel
@@ -35,13 +36,12 @@ from flash_mlx.draft.one_layer import OneLayerModel
 from flash_mlx.draft.stepwise import StepwiseDrafter
 from flash_mlx.draft.vispec import ViSpecModel
 from flash_mlx.targets import load_target
-from flash_mlx.targets.taps import TappedTarget
 from flash_mlx.train import LossWeights
 from flash_mlx.train.config import PRESETS, configure
-from one_layer import HiddenVisionModel, one_layer_config, train_one_layer
-from study import Study, read_rows, summary
+from one_layer import HiddenVisionModel, MiddleTapModel, one_layer_config, train_one_layer
+from study import Study, key_of, read_rows, summary
 from study_measure import HeldOut
-from study_variants import TRAIN, Variant
+from study_variants import LONG, TRAIN, Variant
 
 # Of the published recipes, what is no matter of scale: objectives, noise, own predictions.
 EAGLE = {name: PRESETS["msd"][name] for name in ("losses", "hidden_noise")}
@@ -83,6 +83,7 @@ PEERS: dict[str, Peer] = {
     "MSD": Peer(MsdModel, {}, EAGLE, "EAGLE", trees=TREES),
     "ViSpec": Peer(ViSpecModel, {"num_queries": 2}, VISPEC, "EAGLE", trees=TREES),
     "HiViS-style": Peer(HiddenVisionModel, {}, EAGLE | {"rollout": 1}, "EAGLE", trees=TREES),
+    "DREAM-style tap": Peer(MiddleTapModel, {}, EAGLE, "EAGLE", trees=TREES),
     "FLASH, V-base": Peer(
         None,
         NO_CORRECTION | {"block_size": 4, "num_latents": 64},
@@ -107,6 +108,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, nargs="*", default=[])
     parser.add_argument("--tune", action="store_true")
+    parser.add_argument("--steps", type=int, default=TRAIN["iterations"])
+    parser.add_argument("--equal-time", action="store_true")
     parser.add_argument("--only", nargs="*", choices=PEERS, default=list(PEERS))
     parser.add_argument("--scenes", type=int, default=20, help="of each family")
     parser.add_argument("--sampled", type=int, default=5, help="of these, at temperature 1 too")
@@ -118,9 +121,8 @@ def main() -> None:
             study.tune(name)
     for seed in args.seeds:
         study.lookup()
-        for equal_time in (False, True):
-            for name in args.only:
-                study.run(name, seed, equal_time=equal_time)
+        for name in args.only:
+            study.run(name, seed, args.steps, equal_time=args.equal_time)
 
 
 class PeerStudy:
@@ -131,8 +133,6 @@ class PeerStudy:
         self.rows = study.folder / "peers.jsonl"
         self.done = {row["key"]: row for row in read_rows(self.rows)}
         self.tuning = HeldOut.of(study.loaded, study.folder, 10, 0, tuning=True)
-        target = study.loaded.target
-        self.targets: dict[bool, Target] = {False: target, True: TappedTarget(target, (0,))}
 
     def tune(self, name: str) -> None:
         """Try all recipes with one seed, on scenes that are not reported."""
@@ -154,25 +154,30 @@ class PeerStudy:
         row = max(rows, key=length)
         return row["recipe"], row["optimizer"]
 
-    def run(self, name: str, seed: int, *, equal_time: bool = False) -> None:
-        """Train with the best recipe, for the same steps or for the time that ours takes."""
+    def run(self, name: str, seed: int, steps: int, *, equal_time: bool = False) -> None:
+        """Train with the best recipe, for these steps or for the time that ours takes for them."""
         recipe, optimizer = self.best(name)
-        steps, key = TRAIN["iterations"], f"{name}, seed {seed}"
+        budget = "" if steps == TRAIN["iterations"] else f", {steps} steps"
+        key = f"{name}, seed {seed}{budget}"
         tried = f"tuning {name}: {recipe}, {optimizer}"
-        if not equal_time and tried in self.done and self.done[tried]["seed"] == seed:
+        if not (equal_time or budget) and tried in self.done and self.done[tried]["seed"] == seed:
             self.write(self.done[tried] | {"key": key})
             return
         if equal_time:
-            ours, own = (self.done[f"{n}, seed {seed}"]["train_seconds"] for n in ("ours", name))
-            if own > ours / 1.5:
+            own = self.done[key]["train_seconds"]
+            row = (
+                self.study.found[key_of(LONG, seed)] if budget else self.done[f"ours, seed {seed}"]
+            )
+            ours = row["train_seconds"]
+            if 1 / 1.1 < own / ours < 1.1:
                 return
-            steps, key = int(steps * ours / own), f"{name}, seed {seed}, equal time"
+            steps, key = int(steps * ours / own), f"{key}, equal time"
         self.record(key, name, recipe, optimizer, seed, steps)
 
     def lookup(self) -> None:
         """Prompt lookup has nothing to train."""
         if "prompt lookup" not in self.done:
-            held_out, target = self.study.held_out, self.targets[False]
+            held_out, target = self.study.held_out, self.loaded.target
             ways = {
                 f"chain of {k}": {"rows": k + 1, "results": held_out.measure(target, drafter)}
                 for k in (3, 6)
@@ -203,7 +208,8 @@ class PeerStudy:
         began, worked = time.time(), time.process_time()
         make = self.train(peer, settings, seed)
         seconds = time.process_time() - worked
-        target, held_out = self.targets[peer.network is not None], self.study.held_out
+        target = self.study.tapped(make.taps(self.study.num_layers))
+        held_out = self.study.held_out
         ways: dict[str, Any] = {}
         tuning: dict[str, Any] = {}
         for way, rows, drafter in self.drafters(peer, make):
@@ -240,7 +246,10 @@ class PeerStudy:
         model = peer.network(one_layer_config(self.loaded, **peer.sizes))
         known = {k: v for k, v in settings.items() if k != "base_share"}
         config = replace(configure("ours", known), seed=seed)
-        train_one_layer(model, self.loaded, self.study.examples, config)
+        source = self.study.examples
+        if layers := model.taps(self.study.num_layers)[1:]:  # the embeddings are known
+            source = self.study.wide(source, layers)
+        train_one_layer(model, self.loaded, source, config)
         return model
 
     def drafters(self, peer: Peer, model: Any) -> list[tuple[str, int, Drafter[Any]]]:

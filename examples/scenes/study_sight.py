@@ -17,7 +17,6 @@ Shapes:
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import random
 from collections.abc import Sequence
@@ -34,7 +33,7 @@ from flash_mlx.checkpoint import load_model
 from flash_mlx.draft import FlashDrafter, FlashModel
 from flash_mlx.targets import LoadedTarget, load_target
 from replay import Recording, ReplayTarget
-from study_data import Examples, load_examples
+from study_data import Examples, asked_of, load_examples
 from study_measure import HeldOut
 from world import COLOURS, MAX_OBJECTS, SHAPES, Scene, draw_scene
 
@@ -54,8 +53,9 @@ def main() -> None:
     loaded = load_target(args.model)
     model = load_model(args.draft_model)
     examples = load_examples(loaded, args.answers, args.output / "target_answers")
+    scenes = [draw_scene(random.Random(number)) for number, _ in asked_of(args.answers)]
     found = {
-        "probes": probe(model, examples, scenes_of(args.answers)),
+        "probes": probe(model, examples, scenes),
         "another picture": swap(loaded, model, args.output, args.scenes),
     }
     (args.output / "sight.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -99,14 +99,6 @@ def _compare(right: dict[str, Any], wrong: dict[str, Any]) -> dict[str, Any]:
         "ratio_low": round(float(low), 4),
         "ratio_high": round(float(high), 4),
     }
-
-
-def scenes_of(answers: Path) -> list[Scene]:
-    """The scenes of the pairs of examples, in the examples' order."""
-    rows = [json.loads(line) for line in answers.read_text().splitlines()]
-    keys = sorted((row["scene"], row["prompt"]) for row in rows)
-    groups = [(key, len(list(group))) for key, group in itertools.groupby(keys)]
-    return [draw_scene(random.Random(key[0])) for key, size in groups if size == 2]
 
 
 def probe(model: FlashModel, examples: Examples, scenes: Sequence[Scene]) -> dict[str, Any]:

@@ -48,15 +48,22 @@ def test_a_replayed_answer_takes_the_same_rounds(study):
     assert other.mean_acceptance_length > 2
 
 
-@pytest.mark.parametrize("kind", ["eagle", "msd", "vispec", "hidden"])
+@pytest.mark.parametrize("kind", ["eagle", "msd", "vispec", "hidden", "middle"])
 def test_one_layer_drafters_are_taught_at_the_rows_that_they_draft_from(study, kind):
     model, prompt, answer, (one_layer, replay, study_data, _) = study
-    networks = {"eagle": EagleModel, "msd": MsdModel, "vispec": ViSpecModel}
-    network = networks.get(kind, one_layer.HiddenVisionModel)
+    network = {
+        "eagle": EagleModel,
+        "msd": MsdModel,
+        "vispec": ViSpecModel,
+        "hidden": one_layer.HiddenVisionModel,
+        "middle": one_layer.MiddleTapModel,
+    }[kind]
     sizes = {"num_queries": 3} if kind == "vispec" else {}
     mx.random.seed(0)
     weights = network(one_layer.one_layer_config(model.loaded, **sizes))
-    target = TappedTarget(model.target, (0,))
+    if kind == "middle":  # which starts as if there were no tap
+        weights.fc_tap.weight = mx.random.normal(weights.fc_tap.weight.shape)
+    target = TappedTarget(model.target, weights.taps(12))
     wide = replay.states(target, prompt, answer).hidden
     size, (start, stop) = model.target.hidden_size, prompt.image_spans[0]
     example = study_data.Example(prompt, tuple(answer))
@@ -67,7 +74,7 @@ def test_one_layer_drafters_are_taught_at_the_rows_that_they_draft_from(study, k
         np.array(wide[None, start:stop, :size]),
     )
     text = one_layer._read(model.loaded, known, 0)
-    outputs = one_layer._outputs(weights, text, text.features)
+    outputs = one_layer._outputs(weights, text, one_layer._features(weights, text))
     drafter = StepwiseDrafter(weights, target.embed, target.lm_head, target.vocab_size, 2)
     end = len(prompt)
     state = drafter.prefill(prompt, wide[:end], answer[0])
