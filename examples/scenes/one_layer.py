@@ -23,18 +23,11 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from flash_mlx.draft.decoder import DecoderConfig, Past
 from flash_mlx.draft.eagle import EagleModel
-from flash_mlx.draft.one_layer import OneLayerModel, Reading, Spans
+from flash_mlx.draft.one_layer import OneLayerModel, Reading, Spans, image_rows
 from flash_mlx.targets import LoadedTarget
 from flash_mlx.train import LossWeights, TrainConfig
 from flash_mlx.train.config import make_optimizer
-from flash_mlx.train.losses import (
-    RANKED,
-    likeliest,
-    list_mle,
-    smooth_l1,
-    soft_cross_entropy,
-    total_variation,
-)
+from flash_mlx.train.losses import said_by_target, weighted
 from flash_mlx.train.order import Epochs
 from study_data import Examples
 
@@ -53,10 +46,8 @@ class HiddenVisionModel(EagleModel):
         context: mx.array | None = None,
     ) -> Reading:
         """Return what is read of a prompt; see `OneLayerModel.read_prompt`."""
-        seen = np.ones(embeddings.shape[0], dtype=np.bool_)
-        for start, stop in images:
-            seen[start:stop] = False
-        rows = np.flatnonzero(seen).astype(np.int32)
+        visual = image_rows(images, embeddings.shape[0])
+        rows = np.flatnonzero(~visual).astype(np.int32)
         chosen = mx.array(rows)
         return Reading(self.fuse(embeddings[chosen], features[chosen], context), rows, context)
 
@@ -194,24 +185,14 @@ def _loss(
     lm_head = loaded.target.lm_head
     taught = mx.concatenate([text.taught for text in texts])
     target_logits = mx.stop_gradient(lm_head(taught))
-    p = mx.softmax(target_logits, axis=-1)
-    ranked = likeliest(target_logits, RANKED) if weights.ranking else None
+    p, order = said_by_target(target_logits, weights)
     given = [_features(model, text) for text in texts]
     read, total = given, mx.zeros(())
     for number in range(1 + rollout):
         outputs = [_outputs(model, *pair) for pair in zip(texts, read, strict=True)]
         rows = mx.concatenate(outputs)
         logits = model.logits(rows, lm_head, loaded.target.vocab_size)
-        loss = mx.zeros(rows.shape[:1])
-        if weights.hidden:
-            loss = loss + weights.hidden * smooth_l1(rows, taught)
-        if weights.distribution:
-            loss = loss + weights.distribution * soft_cross_entropy(logits, p)
-        if weights.variation:
-            loss = loss + weights.variation * total_variation(logits, p)
-        if ranked is not None:
-            loss = loss + weights.ranking * list_mle(logits, ranked)
-        total = total + loss.mean()
+        total = total + weighted(rows, logits, taught, p, order, weights).mean()
         if number < rollout:
             read = [
                 mx.concatenate([rows[: -len(out) + 1], out[:-1]]) if len(out) > 1 else rows

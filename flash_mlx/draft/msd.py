@@ -14,10 +14,9 @@ Source: MSD, arXiv 2505.14260, and its published code.
 from __future__ import annotations
 
 import mlx.core as mx
-import numpy as np
 
 from flash_mlx.draft.eagle import EagleModel
-from flash_mlx.draft.one_layer import Reading, Spans
+from flash_mlx.draft.one_layer import Reading, Spans, image_rows
 
 
 class MsdModel(EagleModel):
@@ -31,9 +30,7 @@ class MsdModel(EagleModel):
         context: mx.array | None = None,
     ) -> Reading:
         """Return what is read of a prompt; see `OneLayerModel.read_prompt`."""
-        visual = np.zeros(embeddings.shape[0], dtype=np.bool_)
-        for start, stop in images:
-            visual[start:stop] = True
+        visual = image_rows(images, embeddings.shape[0])
         reading = super().read_prompt(embeddings, features, images, context)
         rows = mx.where(mx.array(visual)[:, None], embeddings, reading.rows)
         return Reading(rows, reading.positions)

@@ -24,6 +24,14 @@ from flash_mlx.draft.decoder import DecoderConfig, DecoderLayer, Past
 Spans = Sequence[tuple[int, int]]
 
 
+def image_rows(images: Spans, num_rows: int) -> npt.NDArray[np.bool_]:
+    """Return which of `num_rows` rows are in one of these ranges, [num_rows] bool."""
+    marks = np.zeros(num_rows, dtype=np.bool_)
+    for start, stop in images:
+        marks[start:stop] = True
+    return marks
+
+
 @dataclass(frozen=True, eq=False)
 class Reading:
     """What a drafter's layer reads of a prompt.

@@ -147,6 +147,14 @@ def likeliest(logits: mx.array, count: int) -> mx.array:
     return mx.take_along_axis(some, rank, axis=-1)
 
 
+def said_by_target(target_logits: mx.array, weights: LossWeights) -> tuple[mx.array, mx.array]:
+    """Return p and order, as `weighted` takes them, of the target's logits [n, V]."""
+    p = mx.softmax(target_logits, axis=-1)
+    if weights.ranking:
+        return p, likeliest(target_logits, RANKED)
+    return p, mx.argmax(target_logits, axis=-1)[:, None]
+
+
 def objective(
     model: FlashModel,
     inputs: Inputs,
@@ -176,8 +184,8 @@ def objective(
     """
     taught = mx.stop_gradient(taught)
     target_logits = mx.stop_gradient(lm_head(taught).astype(mx.float32))
-    p, best = mx.softmax(target_logits, axis=-1), mx.argmax(target_logits, axis=-1)
-    order = likeliest(target_logits, RANKED) if weights.ranking else best[:, None]
+    p, order = said_by_target(target_logits, weights)
+    best = order[:, 0]
     decay = mx.power(weights.slot_decay, mx.arange(outputs.shape[1]))
 
     # Whatever gradients flow to is an argument: mx.checkpoint sees nothing else.
@@ -192,7 +200,7 @@ def objective(
         if weights.until_fail:
             share = mx.concatenate([share[:, :1], share[:, 1:] * so_far[:, :-1]], axis=1)
         share = mx.stop_gradient(share)
-        loss = _losses(rows, logits, taught[teacher], p[teacher], order[teacher], weights)
+        loss = weighted(rows, logits, taught[teacher], p[teacher], order[teacher], weights)
         return (loss * share).sum(), share.sum(), mx.stop_gradient(so_far.sum(axis=0))
 
     num_rows = outputs.shape[0]
@@ -228,7 +236,7 @@ def _slot_logits(
     return mx.concatenate([logits[:, :1], logits[:, 1:] + previous @ following.T], axis=1)
 
 
-def _losses(
+def weighted(
     rows: mx.array,
     logits: mx.array,
     taught: mx.array,
@@ -236,14 +244,14 @@ def _losses(
     order: mx.array,
     weights: LossWeights,
 ) -> mx.array:
-    """Return the weighted sum of the objectives of each slot, [n, k] float32.
+    """Return the weighted sum of the objectives of each row, [...] float32.
 
     Args:
-        rows: [n, k, D] the drafter's.
-        logits: [n, k, V] of these rows.
-        taught: [n, k, D] the target's hidden at the rows that they stand for.
-        p: [n, k, V] the target's distribution there.
-        order: [n, k, m] its most likely tokens, the likeliest first.
+        rows: [..., D] the drafter's.
+        logits: [..., V] of these rows.
+        taught: [..., D] the target's hidden at the rows that they stand for.
+        p: [..., V] the target's distribution there.
+        order: [..., m] its most likely tokens, the likeliest first.
         weights: Shares of the objectives.
     """
     loss = mx.zeros(order.shape[:-1])
