@@ -25,7 +25,7 @@ Curve = tuple[tuple[int, float], ...]
 
 PRIOR = 0.7  # of a draft's acceptance, before any was seen
 PRIOR_TRIALS = 1.0  # what that belief weighs
-MEASURED_TRIALS = 10.0  # what it weighs if the drafter's training measured it
+MEASURED_TRIALS = 5.0  # what it weighs if the drafter's training measured it
 MEMORY = 0.95  # of a round's evidence, what is left a round later
 PRIOR_GAIN = 1.3  # tokens per plain token of drafting, before any was done
 FIRST_DEPTH = 4  # of a text's first draft
@@ -33,8 +33,8 @@ NO_LIMIT = 2**31
 TABLE = 65  # rows, and tokens ahead, whose costs are computed once
 AGAIN = 0.5  # of a draft of the drafter's second pass, which reads what the first only guessed
 SPARE = 0.4  # of a slot's next choice, if those before it were refused
-RISK = 1.0  # plain tokens that a text may lose to drafting; twice as many if that was measured
-RISK_PER_TOKEN = 0.005  # and what each of its tokens adds
+RISK = 0.75  # plain tokens that a text may lose to drafting
+RISK_PER_TOKEN = 0.005  # and what each of its tokens adds: in all, 2% of a text of 50 tokens
 FIRST_GAP, LONGEST_GAP = 8, 128  # rounds parked before drafting is tried again
 
 
@@ -243,19 +243,14 @@ class Pace:
     def affords(self, rows: int, depth: int) -> bool:
         """Whether such a round, if nothing of it is accepted, keeps the text's loss in bounds."""
         loss = self.spent - self.tokens + self.costs.round(rows) + self.costs.draft(depth) - 1
-        return loss <= self.risk + RISK_PER_TOKEN * (self.tokens + 1)
-
-    @property
-    def risk(self) -> float:
-        """Plain tokens that the text may lose before any of its own is counted."""
-        return 2 * RISK if self.belief > PRIOR else RISK
+        return loss <= RISK + RISK_PER_TOKEN * (self.tokens + 1)
 
     def settled(self) -> Pace:
         """Return the pace parked until the smallest draft is affordable; itself, if it is."""
         if self.wait or self.affords(2, 1):
             return self
         loss = self.spent - self.tokens + self.costs.round(2) + self.costs.draft(1) - 1
-        missing = (loss - self.risk) / RISK_PER_TOKEN - self.tokens - 1
+        missing = (loss - RISK) / RISK_PER_TOKEN - self.tokens - 1
         return replace(self, wait=max(1, math.ceil(missing)))
 
     def rested(self) -> Pace:

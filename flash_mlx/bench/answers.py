@@ -62,12 +62,14 @@ class Settings:
         max_tokens: Most tokens of an answer.
         seed: Of the order in which contenders answer, and of what they draw.
         repeats: How often each prompt is answered by each contender.
+        record: Whether to find out, of greedy answers to a few prompts, which drafts are right.
     """
 
     temperature: float = 0.0
     max_tokens: int = 256
     seed: int = 0
     repeats: int = 1
+    record: bool = False
 
 
 def answer(

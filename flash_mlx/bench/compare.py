@@ -20,8 +20,10 @@ import numpy as np
 
 from flash_mlx.bench.answers import MLX_VLM, PLAIN, Answer, Settings, answer, clock
 from flash_mlx.bench.figures import Asked, Sample, describe, figures
+from flash_mlx.bench.pacing import record
 from flash_mlx.bench.questions import Question
 from flash_mlx.decode import Drafter, NoDrafter
+from flash_mlx.draft.adaptive import belief_in, unpaced
 from flash_mlx.loading import num_latents
 from flash_mlx.measure import first_difference, read_answer, total_entropy
 from flash_mlx.processing import Detokenizer
@@ -94,6 +96,7 @@ class _Contest:
         self.samples: dict[str, list[Sample]] = {name: [] for name in self.contenders}
         self.divergences: dict[str, dict[str, Any]] = {}
         self.phases = {name: Phases() for name in self.contenders}
+        self.recorded: dict[str, list[list[int]]] = {}
         self.latents = dict.fromkeys(self.contenders, 0)
         self._order = np.random.default_rng(settings.seed)
         self._bits, self._tokens = 0.0, 0
@@ -160,6 +163,8 @@ class _Contest:
                 self._note_divergence(name, prompt, sample)
         if number < CLOCKED_PROMPTS:
             self._clock(prompt, seeds[0])
+            if self.settings.record and self.settings.temperature == 0:
+                self._record(prompt, plain[0].tokens)
         self._bits += total_entropy(self.loaded.target, prompt, plain[0].tokens)
         self._tokens += len(plain[0].tokens)
         text = Detokenizer(self.loaded.processor)
@@ -176,6 +181,9 @@ class _Contest:
                 row["latents"] = self.latents[name] / len(self.asked)
                 row["first_divergence"] = self.divergences.get(name)
                 row |= self.phases[name].per_round()
+                if name in self.recorded:
+                    row["recorded"] = self.recorded[name]
+                    row["belief"] = belief_in(unpaced(self.contenders[name]))
             if name == PLAIN and PLAIN not in self.errors:
                 row["target_entropy"] = self._bits / self._tokens
                 row["asked"] = describe(self.asked)
@@ -202,6 +210,15 @@ class _Contest:
                 phases = self.phases[name]
                 with _noting(self.errors, name):
                     clock(self.loaded, drafter, prompt, self.settings, seed, phases)
+
+    def _record(self, prompt: Prompt, answer: Sequence[int]) -> None:
+        """Keep how many drafts after each token of a greedy answer are right."""
+        for name in self._standing():
+            drafter = unpaced(self.contenders[name])
+            if drafter is not None and name != PLAIN:
+                with _noting(self.errors, name):
+                    counts = record(self.loaded.target, drafter, prompt, answer)
+                    self.recorded.setdefault(name, []).append(counts)
 
     def _note_divergence(self, name: str, prompt: Prompt, sample: Sample) -> None:
         """Keep where ids first differ, and how close the target's logits of the two ids are."""

@@ -7,10 +7,12 @@ projection.
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from flash_mlx.bench.pacing import replay
 from flash_mlx.cost import Costs
 
 # Unified memory, as Apple specifies it [GB/s]; of two sizes of a chip, the larger.
@@ -121,7 +123,7 @@ def projections(row: Mapping[str, Any], draft: float) -> list[dict[str, Any]]:
     """Return what a row's recorded rounds would gain at each published curve.
 
     Args:
-        row: Of a report, with `outcomes`.
+        row: Of a report, with `outcomes`; `recorded` texts, if it has them, are paced anew.
         draft: Time of drafting for a round [plain tokens].
     """
     deepest = max((drafted for drafted, _, _ in row["outcomes"]), default=0)
@@ -129,14 +131,24 @@ def projections(row: Mapping[str, Any], draft: float) -> list[dict[str, Any]]:
     for curve in CURVES:
         by_width = {k: replayed(row["outcomes"], curve.costs, draft, k) for k in range(deepest + 1)}
         best = max(by_width, key=lambda k: by_width[k])
-        found.append(
-            {
-                "curve": curve.name,
-                "projected_speedup": by_width[best],
-                "drafts": best,
-                "projected_as_recorded": replayed(row["outcomes"], curve.costs, draft),
-                "draft_cost": draft,
-                "source": curve.source,
-            }
-        )
+        projected = {
+            "curve": curve.name,
+            "projected_speedup": by_width[best],
+            "drafts": best,
+            "projected_as_recorded": replayed(row["outcomes"], curve.costs, draft),
+            "draft_cost": draft,
+            "source": curve.source,
+        }
+        found.append(projected | _paced(row, curve.costs, draft))
     return found
+
+
+def _paced(row: Mapping[str, Any], costs: Costs, draft: float) -> dict[str, float]:
+    """Return what pacing would make of a row's recorded texts at these costs: median and worst."""
+    texts = row.get("recorded", ())
+    if not any(map(len, texts)):
+        return {}
+    block = max(1, max(max(text, default=0) for text in texts))
+    costs = replace(costs, drafts=((1, draft * costs.plain), (block + 1, draft * costs.plain)))
+    speedups = [replay(text, costs, block, row["belief"])[0] for text in texts if text]
+    return {"projected_paced": statistics.median(speedups), "projected_worst": min(speedups)}

@@ -167,9 +167,12 @@ def _topic(row: Row, topic: str, of: Row) -> str:
 
 
 def _projected(row: Row, each: Row) -> str:
+    paced = ""
+    if "projected_paced" in each:
+        paced = f", {each['projected_paced']:.2f} paced (worst {each['projected_worst']:.2f})"
     return (
         f"{_label(row)}, projected at the 4-bit costs of {each['curve']}: "
         f"{each['projected_speedup']:.2f} with {each['drafts']} drafts a round, "
-        f"{each['projected_as_recorded']:.2f} with those of here; drafting taken to cost "
+        f"{each['projected_as_recorded']:.2f} with those of here{paced}; drafting taken to cost "
         f"{each['draft_cost']:.2f} of a plain token, as here; {each['source']}"
     )

@@ -164,7 +164,7 @@ def command(
     skipped: dict[str, str] = {}
     rows: list[dict[str, Any]] = []
     for temperature in temperatures:
-        how = bench.Settings(temperature, max_tokens, seed, repeats)
+        how = bench.Settings(temperature, max_tokens, seed, repeats, replay_costs)
         length = 1 + sum(len(question.turns) for question in questions)
         label = f"Temperature {temperature:g}"
         with click.progressbar(length=length, label=label, file=sys.stderr) as bar:

@@ -137,12 +137,6 @@ class AdaptiveDrafter:
         """Return in a line how much was drafted of a text, and why; see `cost.explain`."""
         return explain(self.costs(num_rows, greedy=True), outcomes)
 
-    def _belief(self) -> float:
-        """Return how often the drafter's drafts are accepted, as far as that is known."""
-        if isinstance(self.drafter, FlashDrafter):
-            return self.drafter.model.config.expected_acceptance
-        return PRIOR
-
     def _pace(self, state: AdaptiveState, *, greedy: bool) -> Pace:
         """Return what is known before the next draft."""
         costs, memory = self.costs(state.num_rows, greedy=greedy), self.memory
@@ -154,7 +148,7 @@ class AdaptiveDrafter:
             pace = memory.pace.carried(costs)
         else:
             block = self.drafter.block_size if isinstance(self.drafter, FlashDrafter) else NO_LIMIT
-            pace = Pace.begin(costs, self._belief(), block).settled()
+            pace = Pace.begin(costs, belief_in(self.drafter), block).settled()
         if greedy and memory is not None:
             memory.pace = pace
         return pace
@@ -278,6 +272,13 @@ def paced(
     reads = drafter is None or isinstance(drafter, ReadingDrafter)
     kind = ReadingAdaptiveDrafter if reads else AdaptiveDrafter
     return kind(drafter, costs, lookup=lookup, trees=trees, memory=memory)
+
+
+def belief_in(drafter: Drafter[Any] | None) -> float:
+    """Return how often a drafter's drafts are accepted, as far as that is known."""
+    if isinstance(drafter, FlashDrafter):
+        return drafter.model.config.expected_acceptance
+    return PRIOR
 
 
 def unpaced(drafter: Drafter[Any] | None) -> Drafter[Any] | None:

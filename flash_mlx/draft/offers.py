@@ -44,6 +44,7 @@ class Offer:
         drafts: [N] int32, drawn on the device in the shape of `nodes`; None: the host knows the
             drafts, and a node's `kind` is its kind and its forecast.
         depth: Drafted ahead by the drafter.
+        kept: Of these, in the tree, if nobody looked at them.
         rows: Of the tree.
         ahead: Whether it was the root alone, read as plain decoding reads it.
     """
@@ -54,6 +55,7 @@ class Offer:
     nodes: tuple[Node, ...] | None = ()
     drafts: mx.array | None = None
     depth: int = 0
+    kept: int = 0
     rows: int = 1
     ahead: bool = False
 
@@ -106,15 +108,15 @@ def asked(
     if isinstance(drafter, FlashDrafter):
         topology = Topology.chain(offer.depth) if offer.nodes is None else _tree(offer.nodes)
         tree = drafter.draft(root, offer.main, sampler, key, topology)
+        drafted = max(topology.depth)
     else:
         tree = drafter.draft(root, offer.main, sampler, key)
-        rows = 1 + offer.depth
+        rows, drafted = 1 + offer.depth, max(tree.topology.depth)
         if not tree.topology.is_chain:  # its likeliest rows come first
-            rows = next((m for m in range(len(tree), 1, -1) if pace.affords(m, offer.depth)), 1)
-        tree = tree.head(rows)
-    drafts = None if offer.nodes is None else tree.tokens
-    depth = max(tree.topology.depth)
-    return [replace(offer, drafts=drafts, depth=depth, rows=len(tree))], tree
+            rows = next((m for m in range(len(tree), 1, -1) if pace.affords(m, drafted)), 1)
+        tree = tree.head(rows)  # what is left out was paid for
+    drafts, kept = None if offer.nodes is None else tree.tokens, max(tree.topology.depth)
+    return [replace(offer, drafts=drafts, depth=drafted, kept=kept, rows=len(tree))], tree
 
 
 def _tree(nodes: Sequence[Node]) -> Topology:
@@ -143,7 +145,7 @@ def noted(offer: Offer, tokens: tuple[int, ...]) -> Pace:
     if offer.ahead:
         return pace.parked(len(tokens))
     if offer.nodes is None:
-        outcomes = outcomes_of_chain(pace, offer.depth, tokens)
+        outcomes = outcomes_of_chain(pace, offer.kept, tokens)
     elif offer.drafts is not None:
         drafts = np.asarray(offer.drafts).tolist()  # read already, so nothing waits
         outcomes = outcomes_of_shape(pace, offer.nodes, drafts, tokens)

@@ -14,6 +14,7 @@ from flash_mlx import bench, cli, measure
 from flash_mlx.bench import compare
 from flash_mlx.bench.answers import answer
 from flash_mlx.bench.figures import Asked, Sample
+from flash_mlx.bench.macs import projections
 from flash_mlx.decode import NoDrafter
 from flash_mlx.draft import FlashConfig, FlashModel
 from flash_mlx.draft.drafter import FlashDrafter
@@ -49,6 +50,21 @@ def drafter(llava: LoadedTarget) -> FlashDrafter:
     mx.random.seed(0)
     config = FlashConfig(target.hidden_size, target.vocab_size, 3, 4, num_heads=2, head_dim=16)
     return FlashDrafter(FlashModel(config), target.embed, target.lm_head)
+
+
+def test_greedy_texts_are_recorded_for_pacing(
+    llava: LoadedTarget, prompts: list[Prompt], drafter: FlashDrafter
+) -> None:
+    for temperature in (0.0, 1.0):
+        settings = bench.Settings(temperature, max_tokens=6, record=True)
+        plain, ours, *_ = bench.run(llava, {"ours": drafter}, prompts[:2], settings)
+        assert "recorded" not in plain
+        if temperature:
+            assert "recorded" not in ours
+        else:
+            assert sum(1 + len(text) for text in ours["recorded"]) == plain["tokens"]
+            assert ours["belief"] == drafter.model.config.expected_acceptance
+            assert "projected_paced" in projections(ours, 0.1)[0]
 
 
 def test_rows_say_what_was_said(

@@ -81,6 +81,15 @@ def test_the_best_number_of_drafts_is_found() -> None:
     assert best(SMALL, LINEAR, bits=4, context=0, acceptance=0.9, drafts=3)["drafts"] == 3
 
 
+def test_recorded_texts_are_paced_at_each_curve() -> None:
+    row = {"outcomes": [[4, 4, 9]], "recorded": [[4] * 200, [0] * 100, []], "belief": 0.9}
+    for found, curve in zip(projections(row, 0.1), CURVES, strict=True):
+        assert 0.98 <= found["projected_worst"] <= 1
+        if curve.name == "M3 Max":  # three drafts cost 1.38 tokens, a useless first try 0.4
+            assert 1.5 < found["projected_paced"] < 4 / 1.38
+    assert "projected_paced" not in projections({"outcomes": [[4, 4, 9]]}, 0.1)[0]
+
+
 def test_recorded_rounds_are_replayed_at_given_costs() -> None:
     costs = Costs(1.0, ((1, 1.0), (3, 1.5), (5, 3.0)))
     outcomes = [[0, 0, 2], [4, 4, 1], [4, 1, 1]]  # 2 + 5 + 2 tokens

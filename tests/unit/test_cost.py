@@ -53,15 +53,18 @@ def replay(accepted: list[int], costs: Costs, belief: float = PRIOR) -> tuple[fl
     return pacing.replay(accepted, costs, DEPTH, belief)
 
 
+@pytest.mark.parametrize("belief", [PRIOR, 0.95])
 @pytest.mark.parametrize("reliability", [1.0, 0.8, 0.5, 0.2, 0.0])
 @pytest.mark.parametrize("curve", CURVES)
-def test_drafting_is_never_slower(curve: str, reliability: float) -> None:
+def test_drafting_is_never_slower(curve: str, reliability: float, belief: float) -> None:
     costs = Costs(1.0, CURVES[curve], DRAFTS)
-    speedups = [replay(text, costs)[0] for text in texts(reliability)]
-    assert statistics.median(speedups) >= 0.98
-    # The loss of a text is bounded, also where all its drafts are wrong.
-    for text, speedup in zip(RECORDED, speedups, strict=True):
-        assert len(text) / speedup - len(text) <= RISK + 0.005 * len(text) + 1e-6
+    for text in texts(reliability):
+        for length in (20, 50, len(text)):
+            speedup, _ = replay(text[:length], costs, belief)
+            # The loss of a text is bounded, also where all its drafts are wrong.
+            length = min(length, len(text))
+            assert length / speedup - length <= RISK + 0.005 * length + 1e-6
+            assert speedup >= (0.98 if length >= 50 else 0.95)
 
 
 @pytest.mark.parametrize(
@@ -95,17 +98,11 @@ def test_a_drafter_known_to_be_good_drafts_far_ahead_at_once() -> None:
     assert statistics.mean(s for s, _ in known) > 1.02 * statistics.mean(s for s, _ in unknown)
 
 
-def test_a_drafter_known_to_be_good_is_parked_where_it_is_not() -> None:
-    costs = Costs(1.0, CURVES["CPU"], DRAFTS)
-    speed_ups = [replay(text, costs, 0.95)[0] for text in texts(0.0)]
-    assert 0.95 < statistics.median(speed_ups) < 0.99
-
-
 def test_a_belief_weighs_against_a_few_refusals() -> None:
     outcomes = {("draft", 0): [(0.95, False)]}
     costs = Costs(1.0, CURVES["CPU"], DRAFTS)
     after = [Pace.begin(costs, belief).after(1, 2, 1, outcomes) for belief in (0.95, PRIOR)]
-    assert after[0].rate(("draft", 0)).accepted > 0.8 > 0.5 > after[1].rate(("draft", 0)).accepted
+    assert after[0].rate(("draft", 0)).accepted > 0.75 > 0.5 > after[1].rate(("draft", 0)).accepted
     assert after[0].rate(("sibling", 1)) == after[1].rate(("sibling", 1))
 
 
