@@ -1,6 +1,8 @@
 """The study of examples/scenes: replays are like decoding, and training like drafting."""
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,6 +17,8 @@ from flash_mlx.draft.vispec import ViSpecModel
 from flash_mlx.loading import demo_pictures
 from flash_mlx.processing import make_prompt
 from flash_mlx.targets.taps import TappedTarget
+from flash_mlx.train.config import configure
+from flash_mlx.train.initial import drafter_config
 
 SCENES = Path(__file__).resolve().parents[2] / "examples" / "scenes"
 
@@ -28,16 +32,20 @@ def study():
         import replay
         import study_data
         import study_measure
+        import study_numbers
+        import study_peers_report
+        import study_variants
     finally:
         sys.path.remove(str(SCENES))
+    report = study_numbers, study_peers_report, study_variants
     model = load("demo", drafting="fixed")
     prompt = make_prompt(model.loaded, "Describe the image in detail.", [demo_pictures()[0]])
     answer = replay.record(model.target, prompt, 160, model.loaded.eos_ids)
-    return model, prompt, answer, (one_layer, replay, study_data, study_measure)
+    return model, prompt, answer, (one_layer, replay, study_data, study_measure), report
 
 
 def test_a_replayed_answer_takes_the_same_rounds(study):
-    model, prompt, answer, (_, replay, _, study_measure) = study
+    model, prompt, answer, (_, replay, _, study_measure), _ = study
     known = replay.ReplayTarget(model.target, replay.states(model.target, prompt, answer))
     held_out = study_measure.HeldOut(model.loaded, {}, {}, 0)
     one, other = (
@@ -50,7 +58,7 @@ def test_a_replayed_answer_takes_the_same_rounds(study):
 
 @pytest.mark.parametrize("kind", ["eagle", "msd", "vispec", "hidden", "middle"])
 def test_one_layer_drafters_are_taught_at_the_rows_that_they_draft_from(study, kind):
-    model, prompt, answer, (one_layer, replay, study_data, _) = study
+    model, prompt, answer, (one_layer, replay, study_data, _), _ = study
     network = {
         "eagle": EagleModel,
         "msd": MsdModel,
@@ -85,3 +93,65 @@ def test_one_layer_drafters_are_taught_at_the_rows_that_they_draft_from(study, k
     # What row 0 is taught is the state whose most likely token follows the first draft.
     said = mx.argmax(model.target.lm_head(text.taught), axis=-1)
     assert said.tolist() == list(answer[1:])
+
+
+def test_every_variant_is_a_drafter_and_a_training_of_its_own(study):
+    model, *_, (_, _, variants) = study
+    seen = {}
+    for group, tried in variants.GROUPS.items():
+        for name, variant in tried.items():
+            settings = {**variants.DRAFTER, **variant.drafter}
+            made = (
+                drafter_config(model.loaded, variant.start, settings),
+                configure("ours", {**variants.TRAIN, **variant.train}),
+                variant.start,
+                variant.answers,
+            )
+            assert seen.setdefault(repr(made), variant) == variant, f"{group}: {name}"
+    assert len(seen) > 30
+
+
+def measured(tokens, rounds, draft_ms):
+    """A run of two prompts of each family."""
+    found = {"tokens": tokens, "rounds": rounds, "draft_ms": draft_ms}
+    return dict.fromkeys(("caption t=0", "question t=0"), found)
+
+
+def test_a_ratio_is_over_all_prompts_and_a_bound_counts_what_drafting_costs(study):
+    *_, (numbers, _, _) = study
+    base = {"results": measured([30, 50], [10, 30], 2.0)}
+    twice = {"results": measured([30, 50], [5, 15], 2.0)}
+    assert numbers.length(base, numbers.GREEDY) == 2
+    assert numbers.against([twice, twice], [base, base]) == {"ratio": 2, "low": 2, "high": 2}
+    # Between 4 and 8 rows at 9 and 11 ms lie 7 rows at 10.5 ms; a plain pass takes 8.
+    costs = {1: 8.0, 4: 9.0, 8: 11.0}
+    assert numbers.bound(twice, 7, 2.0, costs) == 4 * 8 / (10.5 + 2)
+
+
+def test_drafters_stand_together_by_budget_with_their_best_way_to_draft(study):
+    *_, (_, peers, variants) = study
+    ways = {
+        "chain of 3": {"rows": 4, "results": measured([40, 40], [20, 20], 1.0)},
+        "chain of 6": {"rows": 7, "results": measured([40, 40], [16, 24], 9.0)},
+    }
+    about = {"name": "EAGLE", "recipe": "published", "optimizer": "AdamW 5e-3", "ways": ways}
+    rows = [
+        about | {"key": f"EAGLE, seed {seed}{more}", "steps": steps, "train_seconds": 10.0 * seed}
+        for seed in (1, 2, 3)
+        for more, steps in (("", 120), (", 400 steps", 400), (", 400 steps, equal time", 260))
+    ]
+    ours = json.dumps({**asdict(variants.LONG), "seed": 1}, sort_keys=True)
+    study_rows = {ours: {"results": measured([80, 80], [20, 20], 1.0), "train_seconds": 5.0}}
+    found = peers.peer_rows(rows + peers.long_runs(study_rows), {1: 8.0, 4: 9.0, 8: 11.0})
+    named = {(each["drafter"], each["budget"]): each for each in found}
+    assert list(named) == [
+        ("EAGLE", "120 steps"),
+        ("EAGLE", "time of ours for 400 steps"),
+        ("ours", "400 steps"),
+        ("EAGLE", "400 steps"),
+    ]
+    assert {each["seeds"] for (name, _), each in named.items() if name == "EAGLE"} == {3}
+    assert named["EAGLE", "400 steps"]["best_way"] == "chain of 3"
+    assert named["EAGLE", "400 steps"]["train_seconds"] == 20
+    assert named["ours", "400 steps"]["seeds"] == 1
+    assert "ours" in peers.peer_table(found)
