@@ -1,4 +1,4 @@
-"""Files: JSON that must be an object, safetensors headers, and writing that never tears.
+"""Files: JSON objects, rows of JSON, safetensors headers, and writing that never tears.
 
 A reader of a replaced file sees the old one or the new one, whatever happens meanwhile.
 """
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format
 ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -62,6 +63,39 @@ def read_json(file: Path) -> dict[str, object]:
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold a JSON object; it holds a {type(content).__name__}.")
     return content
+
+
+def read_rows(file: Path) -> list[tuple[int, Any]]:
+    """Return the rows of a `.json` file that holds a list, or else the lines of one of JSONL.
+
+    Returns:
+        Number of the row or line, from 1, and its content; of a line that is no JSON the error.
+        Empty lines are left out.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If a `.json` file is damaged or holds no list.
+    """
+    content = file.read_bytes()
+    if file.suffix.lower() == ".json":
+        try:
+            rows = json.loads(content.decode("utf-8-sig"))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file} must be valid JSON; {error}. Write it again.") from error
+        if not isinstance(rows, list):
+            raise ValueError(
+                f"{file} must hold a list of rows; it holds a {type(rows).__name__}. One object a "
+                "line is JSONL: name it .jsonl."
+            )
+        return list(enumerate(rows, start=1))
+    found: list[tuple[int, Any]] = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line.strip():
+            try:
+                found.append((number, json.loads(line.decode("utf-8-sig"))))
+            except (ValueError, RecursionError) as error:
+                found.append((number, ValueError(f"it must be valid JSON: {error}")))
+    return found
 
 
 def read_header(file: Path) -> dict[str, Tensor]:

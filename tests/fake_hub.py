@@ -16,7 +16,7 @@ class Hub:
     """What the hub has and does.
 
     Attributes:
-        models: Hub id to its folder, for each revision.
+        models: Hub id to its folder, for each revision; that of a data set has `datasets/` before.
         gated: Ids that need a token.
         cut: Names of files whose first download breaks off in the middle.
         lie: Sizes that the listing gives instead of a file's own, by name.
@@ -36,6 +36,16 @@ def commit(revision: str) -> str:
 
 
 def make_handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    def entry(path: Path, folder: Path) -> dict[str, object]:
+        """What listings say of a file or of a folder."""
+        name, is_file = str(path.relative_to(folder)), path.is_file()
+        content = path.read_bytes() if is_file else b""
+        digest = hashlib.sha1(content).hexdigest()
+        said: dict[str, object] = {"rfilename": name, "path": name, "oid": digest, "blobId": digest}
+        if not is_file:
+            return said | {"type": "directory"}
+        return said | {"type": "file", "size": hub.lie.get(path.name, len(content))}
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -48,6 +58,10 @@ def make_handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             self.answer(body=True)
 
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.answer(body=True)
+
         def refuse(self, status: int, code: str, words: str) -> None:
             self.send_response(status)
             self.send_header("X-Error-Code", code)
@@ -56,11 +70,12 @@ def make_handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
 
         def answer(self, *, body: bool) -> None:
-            path = unquote(urlsplit(self.path).path)
+            path, query = unquote(urlsplit(self.path).path), urlsplit(self.path).query
             hub.asked.append((self.command, path, self.headers.get("Range")))
-            listing = path.startswith("/api/models/")
-            parts = path.removeprefix("/api/models/").strip("/").split("/")
-            name = "/".join(parts[:2])
+            listing = path.startswith("/api/")
+            parts = path.removeprefix("/api/").removeprefix("models/").strip("/").split("/")
+            kind = [parts.pop(0)] if parts[0] == "datasets" else []
+            name = "/".join([*kind, *parts[:2]])
             revision = parts[3] if len(parts) > 3 else "main"
             revisions = hub.models.get(name)
             if revisions is None:
@@ -72,22 +87,16 @@ def make_handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 return self.refuse(404, "RevisionNotFound", "Invalid rev id")
             sha = next(commit(r) for r, f in revisions.items() if f == folder)
             if listing:
-                files = sorted(file for file in folder.iterdir() if file.is_file())
-                tree = len(parts) > 2 and parts[2] == "tree"
-                entries = [
-                    {
-                        "rfilename": file.name,
-                        "path": file.name,
-                        "type": "file",
-                        "oid": hashlib.sha1(file.read_bytes()).hexdigest(),
-                        "blobId": hashlib.sha1(file.read_bytes()).hexdigest(),
-                        "size": hub.lie.get(file.name, file.stat().st_size),
-                    }
-                    for file in files
-                ]
-                info = {"id": name, "sha": sha, "siblings": entries, "private": False, "tags": []}
-                return self.reply(json.dumps(entries if tree else info).encode(), sha, body=body)
-            file = folder / parts[-1]
+                below = folder.joinpath(*parts[4:]).glob("*")
+                every = [entry(file, folder) for file in sorted(folder.rglob("*"))]
+                here = [entry(file, folder) for file in sorted(below)]
+                info = {"id": name, "sha": sha, "private": False, "tags": []}
+                info["siblings"] = [one for one in every if one["type"] == "file"]
+                trees = {"tree": every if "recursive=True" in query else here}
+                what = parts[2] if len(parts) > 2 else ""
+                answer = (trees | {"paths-info": every}).get(what, info)
+                return self.reply(json.dumps(answer).encode(), sha, body=body)
+            file = folder.joinpath(*parts[4:])
             if not file.is_file():
                 return self.refuse(404, "EntryNotFound", "Entry not found")
             return self.reply(file.read_bytes(), sha, body=body, name=file.name)

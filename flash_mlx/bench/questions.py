@@ -17,13 +17,13 @@ contenders answer the same prompt.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flash_mlx.files import read_rows
 from flash_mlx.images import PICTURES
 from flash_mlx.loading import demo_pictures
 from flash_mlx.messages import Media, Message, as_media
@@ -165,32 +165,8 @@ def _of_rows(
 
     return [
         _question(number, row, prompts[(number - 1) % len(prompts)], find)
-        for number, row in _rows(file)
+        for number, row in read_rows(file)
     ]
-
-
-def _rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """Yield the number and the content of each row; text that is no JSON comes as an error.
-
-    Raises:
-        ValueError: A whole file of JSON is damaged or no list.
-    """
-    text = file.read_bytes().decode("utf-8-sig", errors="replace")
-    if file.suffix.lower() == ".json":
-        try:
-            rows = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} must be valid JSON; {error}. Write it again.") from error
-        if not isinstance(rows, list):
-            raise ValueError(f"{file} must hold a list of rows; it is a {type(rows).__name__}.")
-        yield from enumerate(rows, start=1)
-        return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                yield number, error
 
 
 def _question(number: int, row: Any, prompt: str, find: Callable[[str], Media]) -> Question:

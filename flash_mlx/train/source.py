@@ -17,7 +17,6 @@ whose rows have the same two forms, it is in the row. What cannot be used is lef
 from __future__ import annotations
 
 import glob
-import json
 import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flash_mlx.files import read_rows
 from flash_mlx.images import PICTURES
 from flash_mlx.train.prompts import INSTRUCTIONS, VIDEO_INSTRUCTIONS
 from flash_mlx.train.tables import is_table, read_table
@@ -158,29 +158,12 @@ def _read_rows(file: Path) -> list[tuple[str, Any]]:
     """Return each row with its place; one that is no JSON is given as the error."""
     if not file.is_file():
         raise FileNotFoundError(f"The data set must be a file; {file} does not exist.")
-    content = file.read_bytes()
-    if file.suffix.lower() == ".json":
-        try:
-            rows = json.loads(content.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file} must be valid JSON; {error}. Write it again.") from error
-        if not isinstance(rows, list):
-            raise ValueError(
-                f"{file} must hold a list of rows; it holds a {type(rows).__name__}. One object a "
-                "line is JSONL: name it .jsonl."
-            )
-        return [(f"{file.name}[{i}]", row) for i, row in enumerate(rows)]
-    rows = []
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if line.strip():
-            try:
-                row = json.loads(line.decode("utf-8-sig"))
-            except (ValueError, RecursionError) as error:
-                row = ValueError(f"it is no valid JSON: {error}")
-            rows.append((f"{file.name}:{number}", row))
+    rows = read_rows(file)
     if not rows:
         raise ValueError(f"{file} must hold rows; it is empty.")
-    return rows
+    if file.suffix.lower() == ".json":
+        return [(f"{file.name}[{number - 1}]", row) for number, row in rows]
+    return [(f"{file.name}:{number}", row) for number, row in rows]
 
 
 def _from_rows(rows: Sequence[tuple[str, Any]], folder: Path, *, text_rows: bool) -> Found:

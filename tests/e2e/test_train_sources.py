@@ -153,16 +153,32 @@ def test_rows_of_tables_hold_their_pictures(
 
 
 @pytest.mark.slow
-def test_a_data_set_that_the_hub_does_not_have_is_named(tiny_llava: Path, tmp_path: Path) -> None:
-    pytest.importorskip("datasets")
-    with serving({}) as hub:
+def test_data_sets_come_from_the_hub(tiny_llava: Path, pictures: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    pets, script = tmp_path / "pets", tmp_path / "script"
+    table = datasets.Dataset.from_list(data_set(pictures, "messages"))
+    table = table.cast_column("images", datasets.List(datasets.Image()))
+    for folder in (pets, script):
+        (folder / "data").mkdir(parents=True)
+        (folder / "README.md").write_text("---\nlicense: mit\n---\n")
+        table.to_parquet(str(folder / "data" / "train-00000-of-00001.parquet"))
+    (script / "script.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    sets = {"datasets/org/pets": {"main": pets}, "datasets/org/script": {"main": script}}
+    with serving(sets) as hub:
         settings = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0"}
-        settings["HF_HOME"] = str(tmp_path / "cache")
-        line = words(tiny_llava, tmp_path / "run", "--data", "org/none")
-        code, _, err = command(*line, environment=settings)
-    assert code == 1
-    assert "no data set of that id could be had" in err
-    assert hub.asked
+        settings |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_XET": "1"}
+        said = {}
+        for name in ("pets", "script", "none"):
+            more = ("--data", f"org/{name}", "--answers", "dataset", "--iters", 1)
+            line = words(tiny_llava, tmp_path / name / "run", *more)
+            said[name] = command(*line, environment=settings)
+    assert said["pets"][0] == 0, said["pets"][2]
+    assert "| questions | 3 |" in (pets / "run" / "README.md").read_text()
+    for name in ("script", "none"):
+        code, _, err = said[name]
+        assert code == 1
+        assert "no data set of that id could be had: " in err.splitlines()[-1]
+    assert not (tmp_path / "ran").exists()
 
 
 def test_states_are_kept_and_read_again(

@@ -1,8 +1,10 @@
 """A log of use is checked line by line: nothing in it may stop or crash a run."""
 
+import fcntl
 import hashlib
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,19 @@ def test_what_was_written_is_read(folder: Path) -> None:
     ]
     assert rows[0][0].prompt.inputs["pixel_values"].tolist() == [0, 1, 2, 3]
     assert not found.skipped
+
+
+def test_an_answer_waits_until_no_other_process_writes(folder: Path) -> None:
+    log = TrafficLog(folder, 1 << 20, "x")
+    before = (folder / TRAFFIC).read_bytes()
+    with (folder / TRAFFIC).open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        adding = threading.Thread(target=log, args=(Prompt((1,)), (2, 3)))
+        adding.start()
+        adding.join(0.3)
+        assert (folder / TRAFFIC).read_bytes() == before
+    adding.join(30)
+    assert len((folder / TRAFFIC).read_bytes().splitlines()) == 3
 
 
 @pytest.mark.parametrize("name", ["tokens", "answer"])

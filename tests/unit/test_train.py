@@ -138,20 +138,23 @@ def test_answers_to_one_prompt_are_read_at_once_and_alike(monkeypatch):
     one = EXAMPLES[3]
     other = Example(one.prompt, (*one.answer[::-1], 3, 1))
     again = Example(one.prompt, one.answer[:1])
-    target, passes = ToyTarget(), []
-    prefill = target.prefill
-    monkeypatch.setattr(
-        target, "prefill", lambda *words: passes.append(words[0]) or prefill(*words)
-    )
+    target, passes, answers = ToyTarget(), [], []
+    for name, calls in (("prefill", passes), ("verify", answers)):
+        own = getattr(target, name)
+        monkeypatch.setattr(
+            target, name, lambda *words, c=calls, f=own: c.append(words[0]) or f(*words)
+        )
     alone = [Teacher.of(ToyTarget()).hidden(collate([each], 2, 3)) for each in (one, other, again)]
     examples = [one, other, again, EXAMPLES[0]]
-    for memory, count in ((1 << 20, 1), (0, 3), (alone[0].nbytes, 3)):
+    # Once memory is full, only what is asked for is read: after three answers at once, one by one.
+    for memory, count, read in ((1 << 20, 1, 3), (0, 3, 3), (alone[0].nbytes, 3, 3 + 1 + 1)):
         passes.clear()
+        answers.clear()
         teacher = Teacher.of(target, memory, examples=examples)
         for each, wanted in zip((one, other, again), alone, strict=True):
             got = teacher.hidden(collate([each], 2, 3))
             np.testing.assert_allclose(got, wanted, atol=1e-5)
-        assert len(passes) == count
+        assert (len(passes), len(answers)) == (count, read)
     passes.clear()
     Teacher.of(target, 0, lambda _: mx.zeros((12, 16)), examples).hidden(collate([one], 2, 3))
     assert not passes
