@@ -29,7 +29,7 @@ def main() -> None:
         model = flash_mlx.load(args.model, draft)
         prompts = [make_prompt(model.loaded, "Describe the image in detail.", [f]) for f in files]
         for size in args.sizes:
-            how = together(model, size)
+            how = together(model, size, greedy=True)
             decode_together(how, prompts[:size], 4)  # costs are measured here, and caches made
             said, first, whole = decode_together(how, prompts, args.max_tokens)
             expected = expected or said

@@ -153,8 +153,8 @@ def stream_generate(
         ValueError: A setting is out of its range, an image is damaged, the prompt is longer than
             the context, or a ready prompt comes with an image or a system message.
     """
-    _require_whole("The number of tokens to generate", max_tokens, 1)
-    _require_whole("The seed", seed, 0)
+    require_whole("The number of tokens to generate", max_tokens, 1)
+    require_whole("The seed", seed, 0)
     strings = check_stop_strings(stop)
     defaults = model.loaded.generation_defaults
     sampler = make_sampler(defaults, temperature, top_p, top_k, min_p)
@@ -213,7 +213,7 @@ def join(responses: Sequence[GenerationResponse]) -> GenerationResponse:
     )
 
 
-def _require_whole(name: str, value: object, least: int) -> None:
+def require_whole(name: str, value: object, least: int) -> None:
     """Require now what would otherwise be refused only when the text begins."""
     if type(value) is not int or not least <= value < 2**63:
         raise ValueError(f"{name} must be a whole number, {least} or more; got {value!r}.")

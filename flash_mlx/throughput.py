@@ -5,6 +5,9 @@ What a round costs each of several texts is measured once, with the loops and th
 drafter is known to be follows the rate of each batch size, with as many drafts as pay in it: where
 a machine has little to spare for more rows, large batches draft less, down to plain decoding.
 
+What is sampled depends on how much is drafted, so sampled texts draft as much as they would alone:
+each is the same in every batch.
+
 Shapes:
     B: texts.    m: rows of a tree.
 """
@@ -27,7 +30,6 @@ from flash_mlx.decode import Cache, Target
 from flash_mlx.draft.adaptive import AdaptiveDrafter, paced, unpaced
 from flash_mlx.draft.calibrate import (
     GREEDY,
-    NOMINAL,
     SPARE_ROWS,
     Calibrator,
     Junk,
@@ -68,7 +70,7 @@ class BatchCalibrator(Calibrator):
         times, steady = fastest({rows: partial(self._round, caches, rows) for rows in counts})
         rounds = tuple((rows, seconds / self.texts) for rows, seconds in times.items())
         drafts = self.alone.costs(context, greedy=True).drafts
-        return Costs(rounds[0][1], rounds, drafts), steady
+        return Costs(min(times.values()) / self.texts, rounds, drafts), steady
 
     def _round(self, caches: Sequence[Scratch], rows: int) -> float:
         """Return the time of a round of all texts with trees of so many rows [s]."""
@@ -111,7 +113,7 @@ class Together:
 
     Attributes:
         size: B at most; 1 is one after the other.
-        model: Its drafter drafts as much as pays in such a batch.
+        model: Its drafter drafts as much as pays in such a batch; for sampled texts, as alone.
         reason: Why so many, in a line.
     """
 
@@ -124,8 +126,13 @@ class Together:
         return Batch(self.model.target) if self.size > 1 else None
 
 
-def together(model: Model, size: int) -> Together:
+def together(model: Model, size: int, *, greedy: bool) -> Together:
     """Return how to decode `size` texts at a time.
+
+    Args:
+        model: From `load`.
+        size: B.
+        greedy: Whether the texts are.
 
     Raises:
         ValueError: If `size` is below 1, or the model reads one text at a time.
@@ -139,7 +146,8 @@ def together(model: Model, size: int) -> Together:
             f"A {model.loaded.model_type} model reads one text at a time, so the batch size must "
             f"be 1; got {size}. Leave it out."
         )
-    return Together(size, _paced(model, size), f"Batches: {size} texts at a time, as asked for")
+    own = _paced(model, size) if greedy else model
+    return Together(size, own, f"Batches: {size} texts at a time, as asked for")
 
 
 def best_together(model: Model, num_rows: int, most: int, *, greedy: bool) -> Together:
@@ -157,33 +165,38 @@ def best_together(model: Model, num_rows: int, most: int, *, greedy: bool) -> To
     if not check_joined(target):
         return Together(1, model, f"Batches: none, a {model.loaded.model_type} model has none")
     room = TextStore().max_bytes // max(1, scratch_cache(target, max(2, num_rows)).nbytes)
-    alone = _calibrator(model)
-    belief = _belief(model)
-    rates = {1: _rate(alone.costs(num_rows, greedy=greedy), belief)}
+    alone, belief = _calibrator(model), _belief(model)
+    depth = None if greedy else _best(alone.costs(num_rows, greedy=False), belief)[1]
+    rates = {1: _best(alone.costs(num_rows, greedy=True), belief, depth)[0]}
     for size in SIZES:
         if size > min(most, room):
             break
-        costs = _batch_calibrator(model, size).costs(num_rows, greedy=greedy)
-        if costs is NOMINAL:  # nothing can be stored, so a seed's text would not come again
-            break
-        rates[size] = _rate(costs, belief)
+        costs = _batch_calibrator(model, size).costs(num_rows, greedy=True)
+        rates[size] = _best(costs, belief, depth)[0]
         if rates[size] < WORTHWHILE * max(rates[other] for other in rates if other != size):
             break
     best = next(s for s, rate in rates.items() if WORTHWHILE * rate >= max(rates.values()))
     known = ", ".join(f"{size}: {rate / rates[1]:.2f}" for size, rate in rates.items())
     reason = f"Batches: {best} at a time; expected tokens per second by batch size here: {known}"
-    return Together(best, _paced(model, best) if best > 1 else model, reason)
+    return Together(best, _paced(model, best) if best > 1 and greedy else model, reason)
 
 
-def _rate(costs: Costs, belief: float) -> float:
-    """Return the tokens per second of one of a batch's texts, times B, with the best depth."""
+def _best(costs: Costs, belief: float, depth: int | None = None) -> tuple[float, int]:
+    """Return the tokens per second of one of a batch's texts, times B, and with how many drafts.
+
+    Args:
+        costs: Of that batch.
+        belief: See `_belief`.
+        depth: How many; None: as many as bring most.
+    """
     deepest = costs.drafts[-1][0] if costs.drafts and belief else 0
-    best, tokens = 0.0, 0.0
-    for depth in range(deepest + 1):
-        tokens += belief**depth
-        plain_tokens = (costs.round(1 + depth) if depth else 1.0) + costs.draft(depth)
-        best = max(best, tokens / (plain_tokens * costs.plain))
-    return best
+    rates, tokens = [], 0.0
+    for count in range(deepest + 1):
+        tokens += belief**count
+        plain_tokens = (costs.round(1 + count) if count else 1.0) + costs.draft(count)
+        rates.append(tokens / (plain_tokens * costs.plain))
+    best = rates.index(max(rates)) if depth is None else min(depth, deepest)
+    return rates[best], best
 
 
 def _belief(model: Model) -> float:

@@ -51,7 +51,8 @@ def caption(
         max_frames: Most frames to read of a video; they are pictures to the model, in order.
         batch_size: Texts that are decoded together; each is the text that it would be alone.
             `auto` takes what measured costs say is fastest here; 1 is one after the other.
-        settings: Those of `stream_generate`.
+        settings: Those of `stream_generate`. Of the `seed`, each picture gets random numbers of its
+            own, by its bytes and its prompt: its text is the same in any batch and any order.
 
     Returns:
         The captions, errors included. They are made, and written, as they are asked for.

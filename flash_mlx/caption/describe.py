@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,12 +23,19 @@ import mlx.core as mx
 
 from flash_mlx.batch import Batch, Seat
 from flash_mlx.caption.listing import Item
-from flash_mlx.generate import GenerationResponse, Model, join, make_sampler, stream_generate
+from flash_mlx.generate import (
+    GenerationResponse,
+    Model,
+    join,
+    make_sampler,
+    require_whole,
+    stream_generate,
+)
 from flash_mlx.messages import Media, opened
 from flash_mlx.processing import make_prompt
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets import LoadedTarget
-from flash_mlx.throughput import Together, best_together, together
+from flash_mlx.throughput import best_together, together
 from flash_mlx.video import FPS, MAX_FRAMES, VIDEOS, Video
 
 AHEAD = 2  # pictures that are prepared while others are described
@@ -93,7 +101,10 @@ def describe(
     # A tokenizer may not encode in one thread while it decodes in another.
     loaded = replace(model.loaded, processor=copy.deepcopy(model.processor))
     prepare = partial(_prepare, loaded, system, partial(Video, fps=fps, max_frames=max_frames))
-    left, how = iter(items), None if batch_size == "auto" else together(model, batch_size)
+    seed, greedy = settings.pop("seed", 0), _is_greedy(model, settings)
+    require_whole("The seed", seed, 0)
+    left = iter(items)
+    how = None if batch_size == "auto" else together(model, batch_size, greedy=greedy)
     active: list[tuple[_Text, list[Caption]]] = []
     line: deque[tuple[Item, list[Caption]]] = deque()  # in order; a caption once it has ended
     with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
@@ -110,11 +121,13 @@ def describe(
                         line[-1][1].append(picture.caption())
                         continue
                     if how is None:
-                        how = _choose(model, picture.prompt, len(items) // FEWEST, settings)
+                        most, rows = len(items) // FEWEST, len(picture.prompt)
+                        how = best_together(model, rows, most, greedy=greedy)
                     if not active:
                         note(how.reason)
                         batch, size = how.batch(), how.size
-                    text = _Text(how.model, model, picture, settings, batch)
+                    own = {**settings, "seed": picture.seed(seed)}
+                    text = _Text(how.model, model, picture, own, batch)
                     active.append((text, line[-1][1]))
                 for each in tuple(active):
                     caption = each[0].go_on()
@@ -128,12 +141,10 @@ def describe(
             pool.shutdown(cancel_futures=True)
 
 
-def _choose(model: Model, prompt: Prompt, most: int, settings: Mapping[str, Any]) -> Together:
-    """Choose the batch size by measured costs."""
-    defaults = model.loaded.generation_defaults
+def _is_greedy(model: Model, settings: Mapping[str, Any]) -> bool:
+    """Return whether the texts are; without a setting, what the checkpoint says."""
     drawn = [settings.get(name) for name in ("temperature", "top_p", "top_k", "min_p")]
-    greedy = make_sampler(defaults, *drawn).greedy
-    return best_together(model, len(prompt), most, greedy=greedy)
+    return make_sampler(model.loaded.generation_defaults, *drawn).greedy
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +160,11 @@ class _Ready:
         """Return what is written down if there is no text."""
         item = self.item
         return Caption(item.path, item.prompt, self.sha256, error=error or self.error)
+
+    def seed(self, seed: int) -> int:
+        """Return the seed of this picture's text, which no other picture and no order changes."""
+        what = json.dumps([seed, self.sha256, self.item.prompt])
+        return int(hashlib.sha256(what.encode()).hexdigest()[:15], 16)
 
 
 def _prepare(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import flash_mlx
+from commands import make_drafter
 from flash_mlx import throughput
 from flash_mlx.caption import Caption, Job, caption, describe
 from flash_mlx.cost import Costs
@@ -280,6 +281,58 @@ def test_texts_decoded_together_are_those_decoded_alone(
     assert len(rows_of(part)) == 9
 
 
+def test_a_sampled_text_is_its_pictures_own(
+    tiny_llava: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the seed and the picture, whatever the batch, the order and what drafts cost there."""
+    free, dear = ((1, 1.0), (16, 1.0)), ((1, 1.0), (2, 9.0))
+
+    def costs(self: Calibrator, _num_rows: int, *, greedy: bool) -> Costs:
+        rounds = free if len(self.more) == 0 else dear
+        return Costs(1.0, rounds, ((1, 0.01), (3, 0.02)))
+
+    monkeypatch.setattr(throughput.BatchCalibrator, "costs", costs)
+    monkeypatch.setattr(Calibrator, "costs", costs)
+    model = load(tiny_llava, make_drafter(tmp_path / "drafter"))
+    for number in range(4, 8):
+        random_image(40, 50, seed=number).save(photos / f"{number}.png")
+    (photos / "again.png").hardlink_to(photos / "3.png")
+
+    def said(files: list[Path], seed: int, **batches: Any) -> dict[str, Caption]:
+        how: dict[str, Any] = {"max_tokens": 16, "temperature": 1.0, "seed": seed, **batches}
+        return by_path(caption(model, files, **how))
+
+    files = sorted(photos.iterdir())
+    alone = said(files, 1, batch_size=1)
+    texts = {path: each.text for path, each in alone.items()}
+    assert max(each.mean_acceptance_length for each in alone.values()) > 1  # drafts are accepted
+    for order, batches in (
+        (files, {"batch_size": 5}),
+        (files[::-1], {"batch_size": 2}),
+        (files[4:], {}),
+    ):
+        for path, each in said(order, 1, **batches).items():
+            assert each.text == texts[path]
+    assert texts[str(photos / "again.png")] == texts[str(photos / "3.png")]
+    assert len(set(texts.values())) == len(texts) - 1
+    others = said(files, 2, batch_size=1)
+    assert all(others[path].text != text for path, text in texts.items())
+
+
+def test_each_picture_draws_numbers_of_its_own(model: Model, photos: Path) -> None:
+    """Texts of pictures that look alike to the model do not all take the same turn."""
+    ready = describe._Ready(describe.Item("a.png", None, "What?"), "0" * 64, None)
+    other = describe._Ready(describe.Item("b.png", None, "What?"), "1" * 64, None)
+    moved = describe._Ready(describe.Item("c.png", None, "What?"), "0" * 64, None)
+    asked = describe._Ready(describe.Item("a.png", None, "Why?"), "0" * 64, None)
+    seeds = [each.seed(number) for each in (ready, other, asked) for number in (0, 1)]
+    assert len(set(seeds)) == 6
+    assert moved.seed(1) == ready.seed(1)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    with pytest.raises(ValueError, match="seed"):
+        list(caption(model, photos, seed=-1))
+
+
 def test_a_text_that_fails_among_others_is_tried_alone(
     model: Model, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,7 +401,7 @@ def test_measured_costs_are_real_and_stored(model: Model) -> None:
     calibrator = throughput._batch_calibrator(model, 3)
     costs = calibrator.costs(64, greedy=True)
     assert costs.rounds[0][0] == 1
-    assert costs.plain == costs.rounds[0][1] > 0
+    assert 0 < costs.plain <= costs.rounds[0][1]
     assert calibrator.costs(64, greedy=True) is costs
 
 
