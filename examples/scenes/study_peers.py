@@ -20,7 +20,7 @@ import argparse
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,21 @@ from study import Study, key_of, read_rows, summary
 from study_measure import HeldOut
 from study_variants import LONG, TRAIN, Variant
 
-# Of the published recipes, what is no matter of scale: objectives, noise, own predictions.
-EAGLE = {name: PRESETS["msd"][name] for name in ("losses", "hidden_noise")}
-VISPEC = {name: PRESETS["vispec"][name] for name in ("losses", "hidden_noise", "rollout")}
-OURS = {"losses": LossWeights()}
+
+def _objective(losses: LossWeights) -> dict[str, Any]:
+    """All shares, as `configure` takes them."""
+    return {f"losses.{name}": share for name, share in asdict(losses).items()}
+
+
+def _published(method: str) -> dict[str, Any]:
+    """Of a published recipe, what is no matter of scale: objectives, noise, own predictions."""
+    recipe = PRESETS[method]
+    kept = {name: recipe[name] for name in ("hidden_noise", "rollout") if name in recipe}
+    return kept | _objective(recipe["losses"])
+
+
+EAGLE, VISPEC = _published("msd"), _published("vispec")
+OURS = _objective(LossWeights())
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "AdamW 5e-3": {"optimizer": "adamw", "learning_rate": 5e-3},
     "Muon 4e-2": {"optimizer": "muon", "learning_rate": 4e-3},
@@ -125,6 +136,16 @@ def main() -> None:
             study.run(name, seed, args.steps, equal_time=args.equal_time)
 
 
+def settings_of(peer: Peer, recipe: str, optimizer: str) -> dict[str, Any]:
+    """What `configure` takes for a recipe of `GRID`; own predictions belong to the method."""
+    return {
+        **TRAIN,
+        **(peer.published if recipe == "published" else OURS),
+        **({"rollout": 1} if "rollout" in peer.published else {}),
+        **OPTIMIZERS[optimizer],
+    }
+
+
 class PeerStudy:
     """What runs share."""
 
@@ -198,13 +219,7 @@ class PeerStudy:
         if key in self.done:
             return
         peer = PEERS[name]
-        settings = {
-            **TRAIN,
-            **(peer.published if recipe == "published" else OURS),
-            **({"rollout": 1} if "rollout" in peer.published else {}),
-            **OPTIMIZERS[optimizer],
-            "iterations": steps,
-        }
+        settings = settings_of(peer, recipe, optimizer) | {"iterations": steps}
         began, worked = time.time(), time.process_time()
         make = self.train(peer, settings, seed)
         seconds = time.process_time() - worked

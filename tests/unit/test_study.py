@@ -17,7 +17,8 @@ from flash_mlx.draft.vispec import ViSpecModel
 from flash_mlx.loading import demo_pictures
 from flash_mlx.processing import make_prompt
 from flash_mlx.targets.taps import TappedTarget
-from flash_mlx.train.config import configure
+from flash_mlx.train import LossWeights
+from flash_mlx.train.config import PRESETS, configure
 from flash_mlx.train.initial import drafter_config
 
 SCENES = Path(__file__).resolve().parents[2] / "examples" / "scenes"
@@ -33,11 +34,12 @@ def study():
         import study_data
         import study_measure
         import study_numbers
+        import study_peers
         import study_peers_report
         import study_variants
     finally:
         sys.path.remove(str(SCENES))
-    report = study_numbers, study_peers_report, study_variants
+    report = study_numbers, study_peers_report, study_variants, study_peers
     model = load("demo", drafting="fixed")
     prompt = make_prompt(model.loaded, "Describe the image in detail.", [demo_pictures()[0]])
     answer = replay.record(model.target, prompt, 160, model.loaded.eos_ids)
@@ -96,7 +98,7 @@ def test_one_layer_drafters_are_taught_at_the_rows_that_they_draft_from(study, k
 
 
 def test_every_variant_is_a_drafter_and_a_training_of_its_own(study):
-    model, *_, (_, _, variants) = study
+    model, *_, (_, _, variants, _) = study
     seen = {}
     for group, tried in variants.GROUPS.items():
         for name, variant in tried.items():
@@ -111,6 +113,20 @@ def test_every_variant_is_a_drafter_and_a_training_of_its_own(study):
     assert len(seen) > 30
 
 
+def test_every_method_trains_by_its_own_objective(study):
+    *_, (*_, peers) = study
+    made = {
+        (name, recipe): configure("ours", peers.settings_of(peer, recipe, optimizer))
+        for name, peer in peers.PEERS.items()
+        for recipe, optimizer in peers.GRID
+    }
+    assert made["EAGLE", "published"].losses == PRESETS["msd"]["losses"]
+    assert made["ViSpec", "published"].losses == PRESETS["vispec"]["losses"]
+    assert made["EAGLE", "ours"].losses == made["ours", "published"].losses == LossWeights()
+    assert made["HiViS-style", "ours"].rollout == 1
+    assert made["MSD", "published"].hidden_noise == 0.1
+
+
 def measured(tokens, rounds, draft_ms):
     """A run of two prompts of each family."""
     found = {"tokens": tokens, "rounds": rounds, "draft_ms": draft_ms}
@@ -118,7 +134,7 @@ def measured(tokens, rounds, draft_ms):
 
 
 def test_a_ratio_is_over_all_prompts_and_a_bound_counts_what_drafting_costs(study):
-    *_, (numbers, _, _) = study
+    *_, (numbers, *_) = study
     base = {"results": measured([30, 50], [10, 30], 2.0)}
     twice = {"results": measured([30, 50], [5, 15], 2.0)}
     assert numbers.length(base, numbers.GREEDY) == 2
@@ -129,7 +145,7 @@ def test_a_ratio_is_over_all_prompts_and_a_bound_counts_what_drafting_costs(stud
 
 
 def test_drafters_stand_together_by_budget_with_their_best_way_to_draft(study):
-    *_, (_, peers, variants) = study
+    *_, (_, peers, variants, _) = study
     ways = {
         "chain of 3": {"rows": 4, "results": measured([40, 40], [20, 20], 1.0)},
         "chain of 6": {"rows": 7, "results": measured([40, 40], [16, 24], 9.0)},
