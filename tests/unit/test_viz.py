@@ -5,6 +5,7 @@ import io
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,13 @@ from PIL import Image
 from commands import make_drafter
 from flash_mlx.cli import run
 from flash_mlx.cli.show import coloured
+from flash_mlx.cost import Costs
 from flash_mlx.draft.adaptive import unpaced
+from flash_mlx.draft.calibrate import Calibrator
 from flash_mlx.generate import Model, generate, load, stream_generate
+from flash_mlx.loading import Drafting, demo_pictures
 from flash_mlx.processing import Detokenizer, make_prompt
+from flash_mlx.tree import DraftTree
 from flash_mlx.viz import GAP, TILE, attention, draw_latents, latent_weights
 from identity import SHAPES, CorruptedOracle
 from tiny import edit_json, random_image
@@ -163,6 +168,55 @@ def test_drafts_are_coloured_and_nothing_else(tiny_llava: Path, shape: str) -> N
         shown = coloured(piece)
         assert shown.replace("\x1b[32m", "").replace("\x1b[0m", "") == piece.text
         assert ("\x1b[32m" in shown) == (piece.num_drafted > 0)
+
+
+@pytest.mark.parametrize(
+    ("draft", "drafting", "temperature"),
+    [("demo", "tree", 0.0), ("demo", "chain", 0.0), ("demo", "fixed", 0.0), ("demo", "tree", 1.0),
+     ("ngram", "tree", 0.0), ("ngram", "fixed", 0.0)],
+)  # fmt: skip
+def test_what_is_green_was_drafted(
+    draft: str,
+    drafting: Drafting,
+    temperature: float,
+    tiny_llava: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Green is what follows the root in the very tree that was drafted, and nothing after that."""
+    cheap = Costs(1.0, ((1, 1.0), (16, 1.1)), ((1, 0.01), (10, 0.02)) if draft == "demo" else ())
+    monkeypatch.setattr(Calibrator, "costs", lambda *_words, **_named: cheap)
+    name, shown = ("demo", demo_pictures()[:1]) if draft == "demo" else (tiny_llava, ())
+    model = load(name, draft, drafting=drafting)
+    draw, trees = type(model.drafter).draft, []
+
+    def noted(*words: Any) -> DraftTree:
+        trees.append(draw(*words))
+        return trees[-1]
+
+    monkeypatch.setattr(type(model.drafter), "draft", noted)
+    settings: dict[str, Any] = {"max_tokens": 60, "temperature": temperature, "seed": 1}
+    pieces = list(stream_generate(model, "Describe the picture.", shown, **settings))
+    detokenizer = Detokenizer(model.processor)
+    assert pieces[0].num_drafted == 0
+    detokenizer.add(pieces[0].token_ids)
+    green, sizes = 0, set()
+    for piece, tree in zip(pieces[1:-2], trees, strict=False):
+        said, row, drafted = [*map(int, tree.tokens.tolist())], 0, 0
+        for token in piece.token_ids:
+            row = next((r for r in tree.topology.children[row] if said[r] == token), -1)
+            if row < 0:
+                break
+            drafted += 1
+        assert drafted < len(piece.token_ids)
+        text = detokenizer.add(piece.token_ids[:drafted])
+        own = detokenizer.add(piece.token_ids[drafted:])
+        around = f"\x1b[32m{text}\x1b[0m" if text else ""
+        assert coloured(piece) == around + own
+        green, sizes = green + drafted, sizes | {tree.topology}
+    assert green > 10
+    assert drafting != "tree" or len(sizes) > 1  # of several shapes
+    siblings = any(not topology.is_chain for topology in sizes)
+    assert siblings == (draft == "demo" and drafting == "tree")
 
 
 @pytest.mark.parametrize(("terminal", "no_color"), [(True, None), (True, "1"), (False, None)])
