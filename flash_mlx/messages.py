@@ -68,6 +68,11 @@ class OpenMessage:
         return tuple(picture for each in self.shown for picture in frames(each))
 
 
+def default_prompt(*, video: bool) -> str:
+    """Return what is asked about a picture or a video of which nothing is said."""
+    return f"Describe this {'video' if video else 'image'} in detail."
+
+
 def as_media(file: Path, *, fps: float = FPS, max_frames: int = MAX_FRAMES) -> Media:
     """Return a file as what its name's ending says: a picture, or a video as `Video` reads it."""
     return Video(file, fps, max_frames) if file.suffix.lower() in VIDEOS else file

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from flash_mlx.caption.describe import BatchSize, Caption
-from flash_mlx.caption.job import DEFAULT_PROMPT, Job
+from flash_mlx.caption.job import Job
 from flash_mlx.generate import Model
 from flash_mlx.video import FPS, MAX_FRAMES
 
-__all__ = ["DEFAULT_PROMPT", "Caption", "Job", "caption"]
+__all__ = ["Caption", "Job", "caption"]
 
 Source = str | os.PathLike[str]
 
@@ -26,7 +26,7 @@ Source = str | os.PathLike[str]
 def caption(
     model: Model,
     inputs: Source | Sequence[Source],
-    prompt: str = DEFAULT_PROMPT,
+    prompt: str | None = None,
     *,
     output: Source | None = None,
     resume: bool = False,
@@ -42,7 +42,7 @@ def caption(
     Args:
         model: From `load`.
         inputs: Files, folders, globs and JSONL lists; see `find_items`.
-        prompt: What to ask, or a template of it.
+        prompt: What to ask, or a template of it; None: to describe it in detail.
         output: File that gets a row of JSON for each caption, as soon as it is there.
         resume: Go on with an output that has rows already: see `Job`.
         sidecar: Write each caption beside its picture too, `a.png` -> `a.txt`.

@@ -13,8 +13,6 @@ from flash_mlx.caption.rows import RowFile
 from flash_mlx.files import replacing
 from flash_mlx.generate import Model
 
-DEFAULT_PROMPT = "Describe this image in detail."
-
 Key = tuple[str, object]  # path and prompt
 
 
@@ -35,6 +33,7 @@ class Job:
     Attributes:
         todo: What is left to describe.
         num_done: Captions that the output had already.
+        num_failed: Errors among them.
         batches: How many texts are decoded together, and why; empty before the first.
 
     Raises:
@@ -45,7 +44,7 @@ class Job:
     def __init__(
         self,
         inputs: Sequence[str | os.PathLike[str]],
-        prompt: str = DEFAULT_PROMPT,
+        prompt: str | None = None,
         *,
         output: str | os.PathLike[str] | None = None,
         resume: bool = False,
@@ -75,6 +74,7 @@ class Job:
             self.close()
             raise
         self.num_done = len(items) - len(self.todo)
+        self.num_failed = sum(text is None for text in done.values())
 
     def run(self, model: Model, **settings: Any) -> Iterator[Caption]:
         """Describe what is to be done, and write down each caption before it is returned.

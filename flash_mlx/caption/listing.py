@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flash_mlx.images import PICTURES
+from flash_mlx.messages import default_prompt
 from flash_mlx.video import VIDEOS
 
 SEEN = PICTURES + VIDEOS
@@ -41,13 +42,14 @@ class Item:
     error: str | None = None
 
 
-def find_items(inputs: Sequence[str | os.PathLike[str]], prompt: str) -> list[Item]:
+def find_items(inputs: Sequence[str | os.PathLike[str]], prompt: str | None = None) -> list[Item]:
     """List what the inputs hold, in order; what occurs twice is taken once.
 
     Args:
         inputs: Files, folders (with their subfolders), globs, and lists (`.jsonl`).
         prompt: What to ask where a list's row has no `prompt` of its own. `{name}` stands for a
             field of the row; for a file there are `path`, `name` (without suffix) and `folder`.
+            None: to describe the image, or the video, in detail.
 
     Raises:
         OSError: If a list cannot be read, or nothing that was named exists.
@@ -66,7 +68,7 @@ def find_items(inputs: Sequence[str | os.PathLike[str]], prompt: str) -> list[It
     return items
 
 
-def _items(path: Path, prompt: str) -> Iterator[Item]:
+def _items(path: Path, prompt: str | None) -> Iterator[Item]:
     files: Iterable[Path] = [path]
     if path.is_dir():
         files = _walk(path)
@@ -79,7 +81,7 @@ def _items(path: Path, prompt: str) -> Iterator[Item]:
         files = (file for file in found if file.is_file() and _is_seen(file.name))
     for file in files:
         fields = {"path": str(file), "name": file.stem, "folder": file.parent.name}
-        yield Item(str(file), file, _fill(prompt, fields))
+        yield Item(str(file), file, _asked(prompt, file, fields))
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -93,7 +95,7 @@ def _is_seen(name: str) -> bool:
     return not name.startswith(".") and name.lower().endswith(SEEN)
 
 
-def _read_list(file: Path, prompt: str) -> Iterator[Item]:
+def _read_list(file: Path, prompt: str | None) -> Iterator[Item]:
     with file.open("rb") as stream:
         for number, line in enumerate(stream, start=1):
             if not line.strip():
@@ -104,7 +106,7 @@ def _read_list(file: Path, prompt: str) -> Iterator[Item]:
                 yield Item(f"{file}:{number}", None, "", f"This row must be an item: {error}")
 
 
-def _read_row(line: bytes, folder: Path, prompt: str) -> Item:
+def _read_row(line: bytes, folder: Path, prompt: str | None) -> Item:
     row = json.loads(line.decode("utf-8-sig"))
     if not isinstance(row, dict):
         raise ValueError(f"a JSON object was expected, and it is a {type(row).__name__}.")
@@ -117,7 +119,13 @@ def _read_row(line: bytes, folder: Path, prompt: str) -> Item:
     beside = folder / path
     file = beside if beside.exists() or not Path(path).exists() else Path(path)
     fields = {"path": path, "name": file.stem, "folder": file.parent.name, **row}
-    return Item(path, file, _fill(prompt, fields) if own is None else own)
+    return Item(path, file, _asked(prompt, file, fields) if own is None else own)
+
+
+def _asked(prompt: str | None, file: Path, fields: Mapping[str, object]) -> str:
+    if prompt is None:
+        return default_prompt(video=file.suffix.lower() in VIDEOS)
+    return _fill(prompt, fields)
 
 
 def _fill(template: str, fields: Mapping[str, object]) -> str:

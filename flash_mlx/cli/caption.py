@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flash_mlx.cli.generate import DEFAULT_PROMPT, model_options, notices, sampling_options
+from flash_mlx.cli.generate import model_options, notices, sampling_options
 from flash_mlx.cli.learn import learn_options, observed
 from flash_mlx.cli.options import INTERRUPTED
 from flash_mlx.cli.penalties import penalty_options
@@ -76,9 +76,8 @@ def _batch_size(
 @learn_options
 @click.option(
     "--prompt",
-    default=DEFAULT_PROMPT,
-    show_default=True,
-    help="What to ask; {name} stands for a field of a list's row.",
+    help="What to ask; {name} stands for a field of a list's row.  [default: to describe it in "
+    "detail]",
 )
 @click.option("--system", help="System message.")
 @video_options
@@ -104,7 +103,7 @@ def command(
     draft_block_size: int | None,
     loading: dict[str, Any],
     learn: tuple[Path | None, float],
-    prompt: str,
+    prompt: str | None,
     resume: bool,
     sidecar: bool,
     verbose: bool,
@@ -114,7 +113,7 @@ def command(
 
     What cannot be read becomes a row with an error and stops nothing.
     """
-    if not prompt.strip():
+    if prompt is not None and not prompt.strip():
         raise click.UsageError("The prompt must hold text, and this one is empty.")
     from flash_mlx.caption import Job
     from flash_mlx.generate import load
@@ -122,7 +121,8 @@ def command(
     job = Job(inputs, prompt, output=output, resume=resume, sidecar=sidecar)
     if not job.todo:
         job.close()
-        click.echo(f"Nothing is left to do: {job.num_done} done before.", err=True)
+        failed = f", {job.num_failed} of them errors" if job.num_failed else ""
+        click.echo(f"Nothing is left to do: {job.num_done} done before{failed}.", err=True)
         return 0
     loaded = observed(load(model, draft_model, draft_block_size=draft_block_size, **loading), learn)
     for line in notices(loaded, draft_model):

@@ -4,29 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from flash_mlx.cli.learn import learn_options, observed
-from flash_mlx.cli.options import (
-    INTERRUPTED,
-    at_least,
-    between,
-    loading_options,
-    require_writable,
-)
+from flash_mlx.cli.options import INTERRUPTED, at_least, between, loading_options
 from flash_mlx.cli.penalties import penalty_options
 from flash_mlx.cli.report import as_json_object, statistics, weights
-from flash_mlx.cli.show import coloured, has_colours, show_options
+from flash_mlx.cli.show import coloured, draw, has_colours, require_drawable, show_options
 from flash_mlx.cli.video import MediaOptions, frames_of, open_media, video_options
 
 if TYPE_CHECKING:
     from flash_mlx.generate import GenerationResponse, Model
 
-DEFAULT_PROMPT = "Describe this image in detail."
 UNSET = "unset: as generation_config.json says"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -143,7 +136,7 @@ def _check_stop(
 @click.option("--image", multiple=True, metavar="FILE...", help="Pictures, one or more.")
 @click.option("--video", multiple=True, metavar="FILE...", help="Videos, one or more.")
 @video_options
-@click.option("--prompt", help=f"What to say; - reads stdin.  [default: {DEFAULT_PROMPT}]")
+@click.option("--prompt", help="What to say; - reads stdin.  [default: to describe it in detail]")
 @click.option("--system", help="System message.")
 @sampling_options
 @penalty_options
@@ -175,13 +168,9 @@ def command(
 
     Text streams to stdout, statistics go to stderr.
     """
-    text = _read_prompt(prompt, has_image=bool(image or video))
-    if show_latents is not None and not (image or video):
-        raise click.UsageError("--show-latents draws on a picture; give --image.")
+    text = _read_prompt(prompt, image, video)
     if show_latents is not None:
-        require_writable("--show-latents", show_latents)
-        if show_latents.exists() and not show_latents.is_file():
-            raise click.UsageError(f"--show-latents must name a file; {show_latents} is none.")
+        require_drawable(show_latents, [*image, *video])
     from flash_mlx.draft import AdaptiveDrafter
     from flash_mlx.generate import join, load, stream_generate
 
@@ -191,11 +180,7 @@ def command(
     for line in notices(loaded, draft_model):
         click.echo(line, err=True)
     if show_latents is not None:
-        from flash_mlx.files import replacing
-        from flash_mlx.viz import draw_latents
-
-        with replacing(show_latents) as new:
-            draw_latents(loaded, frames_of(images), text, system).save(new, format="PNG")
+        draw(show_latents, loaded, frames_of(images), text, system)
     responses = stream_generate(loaded, text, images, system=system, **settings)
     show = coloured if show_drafts and has_colours() else None
     pieces, interrupted = _print_stream(responses, stream=not as_json, show=show)
@@ -211,18 +196,20 @@ def command(
     return INTERRUPTED if interrupted else 0
 
 
-def _read_prompt(prompt: str | None, *, has_image: bool) -> str:
+def _read_prompt(prompt: str | None, image: Sequence[str], video: Sequence[str]) -> str:
     """The prompt's text, from the option, stdin or the default.
 
     Raises:
         UsageError: There is none.
     """
     if prompt is None:
-        if not has_image:
+        if not (image or video):
             raise click.UsageError(
                 "There must be something to answer; give --image, --video or --prompt."
             )
-        return DEFAULT_PROMPT
+        from flash_mlx.messages import default_prompt
+
+        return default_prompt(video=not image)
     if prompt == "-":
         prompt = _read_stdin()
     if not prompt.strip():

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from flash_mlx.cli.options import require_writable
+
 if TYPE_CHECKING:
-    from flash_mlx.generate import GenerationResponse
+    from PIL.Image import Image
+
+    from flash_mlx.generate import GenerationResponse, Model
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -31,6 +35,35 @@ def show_options(command: Command) -> Command:
     ):
         command = option(command)
     return command
+
+
+def require_drawable(file: Path, shown: Sequence[str]) -> None:
+    """Find out before the model is loaded whether latents can be drawn there.
+
+    Args:
+        file: Where to.
+        shown: Pictures and videos of the prompt.
+
+    Raises:
+        OSError: The file cannot be written.
+        UsageError: It is none, or there is nothing to draw on.
+    """
+    if not shown:
+        raise click.UsageError("--show-latents draws on a picture; give --image.")
+    require_writable("--show-latents", file)
+    if file.exists() and not file.is_file():
+        raise click.UsageError(f"--show-latents must name a file; {file} is none.")
+
+
+def draw(
+    file: Path, model: Model, pictures: Sequence[Image], prompt: str, system: str | None
+) -> None:
+    """Draw what the drafter's latents read of pictures; after a failure an old file stays."""
+    from flash_mlx.files import replacing
+    from flash_mlx.viz import draw_latents
+
+    with replacing(file) as new:
+        draw_latents(model, pictures, prompt, system).save(new, format="PNG")
 
 
 def has_colours() -> bool:

@@ -139,6 +139,9 @@ def test_to_resume_is_to_skip_what_is_done(model: Model, photos: Path, tmp_path:
     assert output.read_bytes().startswith(before)
     assert done == [row["path"] for row in rows_of(output)][:3]
     assert list(caption(model, photos, output=output, resume=True)) == []
+    job = Job([photos], output=output, resume=True)
+    assert (len(job.todo), job.num_done, job.num_failed) == (0, 4, 1)
+    job.close()
     # Another question about the same pictures is not done yet.
     job = Job([photos], "Why?", output=output, resume=True)
     assert (len(job.todo), job.num_done) == (4, 0)

@@ -38,6 +38,14 @@ def test_folders_globs_and_files_bring_their_pictures_in_order(tmp_path: Path) -
     assert named(find_items([tmp_path / "[1].png"], "?"), tmp_path) == ["[1].png"]
 
 
+def test_without_a_prompt_each_is_asked_about_what_it_is(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "b.MP4")
+    (tmp_path / "list.jsonl").write_text('{"path": "b.MP4"}\n{"path": "a.png", "prompt": "Why?"}')
+    found = find_items([tmp_path, tmp_path / "list.jsonl"])
+    picture, video = "Describe this image in detail.", "Describe this video in detail."
+    assert [item.prompt for item in found] == [picture, video, video, "Why?"]
+
+
 def test_nothing_to_caption_is_an_error(tmp_path: Path) -> None:
     for nothing in (tmp_path, f"{tmp_path}/*.png"):
         with pytest.raises(ValueError, match="must be pictures"):

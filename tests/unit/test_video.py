@@ -156,6 +156,13 @@ def test_commands_read_pictures_and_videos(
     words += ["--max-frames", "2"]
     assert run(["generate", *words, "--json", "--video", str(clip)]) == 0
     assert json.loads(capfd.readouterr().out)["token_ids"] == list(alone.token_ids)
+    said = []  # with a prompt left out, a video is called one
+    for asked in ([], ["--prompt", "Describe this video in detail."], ["--prompt", "What?"]):
+        named = [*words[:-4], *words[-2:], *asked]
+        assert run(["generate", *named, "--json", "--video", str(clip)]) == 0
+        said.append(json.loads(capfd.readouterr().out))
+    facts = [(each["prompt_tokens"], each["token_ids"]) for each in said]
+    assert facts[0] == facts[1] != facts[2]
     both = ["--video", str(clip), str(clip), "--image", str(folder / "picture.png")]
     assert run(["generate", *words, "--json", *both]) == 0
     assert json.loads(capfd.readouterr().out)["visual_tokens"] == 5 * 16
