@@ -45,6 +45,7 @@ import numpy as np
 TOKENS = 48  # of a timed text
 BITS = 32  # of a weight on a CPU
 GIVEN = 0.8  # chance that a draft is what the model says
+WITHIN = 0.1  # of what is measured
 FITTED_LAYERS, FITTED_CONTEXTS, FITTED_DRAFTS = (6, 9), (256, 1280), (0, 1, 2, 4, 7, 11)
 
 
@@ -257,6 +258,8 @@ def main() -> None:
         row["measured"] = plain / timed[point].per_token
         row["error"] = row["predicted"] / row["measured"] - 1
         print(f"{point}: measured {row['measured']:.2f}, prediction {row['error']:+.1%} off")
+    worst = max(abs(row["error"]) for row in rows)
+    print(f"The worst prediction is {worst:.1%} off: {'' if worst <= WITHIN else 'not '}within {WITHIN:.0%}.")
     if args.json is not None:
         report = {
             "fitted_on": [

@@ -137,6 +137,8 @@ def projections(row: Mapping[str, Any], draft: float) -> list[dict[str, Any]]:
             "drafts": best,
             "projected_as_recorded": replayed(row["outcomes"], curve.costs, draft),
             "draft_cost": draft,
+            "rows": deepest + 1,
+            "measured_rows": curve.times[-1][0],
             "source": curve.source,
         }
         found.append(projected | _paced(row, curve.costs, draft))

@@ -78,12 +78,14 @@ def bound(row: Mapping[str, Any], curve: Mapping[int, float], plain: float) -> d
     Returns:
         `bound`: tokens per pass / (cost of a pass + cost of drafting), costs in plain tokens, the
         pass's a mean over the rounds by their rows. `of_bound`: the speed-up's share of it.
+        `unmeasured_rounds`: those of more rows than the curve has, which goes on as it ended.
     """
     costs = Costs(curve[1], tuple(sorted(curve.items())))
     passes = sum(costs.round(1 + drafted) * number for drafted, _, number in row["outcomes"])
     draft = (row["draft_seconds"] or 0.0) / plain if row["drafted"] else 0.0
     most = row["mean_acceptance_length"] / (passes / row["rounds"] + draft)
-    return {"bound": most, "of_bound": row["speedup"] / most}
+    beyond = sum(number for drafted, _, number in row["outcomes"] if drafted + 1 > max(curve))
+    return {"bound": most, "of_bound": row["speedup"] / most, "unmeasured_rounds": beyond}
 
 
 def revision() -> str | None:

@@ -140,6 +140,16 @@ class Machine:
     costs: Costs
     source: str
 
+    @property
+    def measured_rows(self) -> int:
+        """Most rows that C(m) was measured for; beyond them it goes on as it ended."""
+        return self.costs.rounds[-1][0]
+
+
+def is_extrapolated(row: Mapping[str, Any]) -> bool:
+    """Whether a projection uses C(m) beyond the rows that were measured."""
+    return int(row["drafts"]) + 1 > int(row["measured_rows"])
+
 
 def project(
     shape: Shape, machine: Machine, *, bits: int, context: int, acceptance: float, drafts: int
@@ -172,6 +182,7 @@ def project(
         "acceptance": acceptance,
         "drafts": drafts,
         "pass_cost": cost,
+        "measured_rows": machine.measured_rows,
         "tokens_per_pass": tokens,
         "projected_plain_tps": plain_tps,
         "projected_speedup": speedup,
@@ -201,6 +212,8 @@ def best(
 
 def arithmetic(row: Mapping[str, Any]) -> str:
     """Return how a projection comes about, in a line."""
+    guessed = f"; C({row['drafts'] + 1}) was not measured: beyond {row['measured_rows']} rows it "
+    guessed += "is taken to go on as it ended"
     return (
         f"{row['model']} on {row['machine']}, projected: {row['tokens_per_pass']:.2f} tokens x "
         f"({row['weights_gb']:.2f} + {row['context_gb']:.2f}) GB / ({row['weights_gb']:.2f} GB x "
@@ -208,4 +221,5 @@ def arithmetic(row: Mapping[str, Any]) -> str:
         f"{row['draft_gb']:.2f} GB) = "
         f"{row['projected_speedup']:.2f}; {row['bandwidth_gb_s']:g} GB/s / "
         f"{row['weights_gb'] + row['context_gb']:.2f} GB = {row['projected_plain_tps']:.1f} tok/s"
+        f"{guessed if is_extrapolated(row) else ''}"
     )

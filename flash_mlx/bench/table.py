@@ -144,9 +144,11 @@ def _slots(row: Row) -> str:
     if not row["drafted"]:
         return f"{_label(row)}: nothing was drafted in {row['rounds']} passes"
     slots = " ".join(f"{100 * share:.0f}%" for share in row["acceptance_by_position"])
+    wide = row["unmeasured_rounds"]
+    guessed = f", {wide} of {row['rounds']} passes wider than were timed" if wide else ""
     return (
         f"{_label(row)}: {row['acceptance_rate']:.1%} of {row['drafted']} drafts accepted; by "
-        f"slot: {slots}; bound {row['bound']:.2f}"
+        f"slot: {slots}; bound {row['bound']:.2f}{guessed}"
     )
 
 
@@ -170,9 +172,15 @@ def _projected(row: Row, each: Row) -> str:
     paced = ""
     if "projected_paced" in each:
         paced = f", {each['projected_paced']:.2f} paced (worst {each['projected_worst']:.2f})"
+    beyond = ""
+    if each["rows"] > each["measured_rows"]:
+        beyond = (
+            f"; up to {each['rows']} rows a pass, but measured for {each['measured_rows']}, beyond "
+            "which costs are taken to go on as they ended"
+        )
     return (
         f"{_label(row)}, projected at the 4-bit costs of {each['curve']}: "
         f"{each['projected_speedup']:.2f} with {each['drafts']} drafts a round, "
         f"{each['projected_as_recorded']:.2f} with those of here{paced}; drafting taken to cost "
-        f"{each['draft_cost']:.2f} of a plain token, as here; {each['source']}"
+        f"{each['draft_cost']:.2f} of a plain token, as here; {each['source']}{beyond}"
     )

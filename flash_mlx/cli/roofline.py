@@ -121,7 +121,7 @@ def run(model: str, projection: Mapping[str, Any], drafts: int | None) -> dict[s
 
 def table(report: Mapping[str, Any], *, markdown: bool) -> str:
     """Return the rows as a table, the arithmetic of each below it, and the sources."""
-    from flash_mlx.bench.roofline import arithmetic
+    from flash_mlx.bench.roofline import arithmetic, is_extrapolated
     from flash_mlx.bench.table import aligned, as_markdown
 
     head = ["model", "bits", "chip", "context", "drafts", "C(k+1)", "tokens/pass"]
@@ -134,7 +134,7 @@ def table(report: Mapping[str, Any], *, markdown: bool) -> str:
             row["machine"],
             str(row["context"]),
             str(row["drafts"]),
-            f"{row['pass_cost']:.2f}",
+            f"{row['pass_cost']:.2f}{'*' if is_extrapolated(row) else ''}",
             f"{row['tokens_per_pass']:.2f}",
             f"{row['projected_plain_tps']:.1f} -> {row['projected_tps']:.1f}",
             f"{row['projected_speedup']:.2f}",
@@ -145,6 +145,7 @@ def table(report: Mapping[str, Any], *, markdown: bool) -> str:
     lines = [
         "Nothing here was measured on these machines. A draft is taken to be accepted with chance "
         f"{rows[0]['acceptance']:g} if those before it were.",
+        *(["* beyond the rows that were measured."] if any(map(is_extrapolated, rows)) else []),
         *map(arithmetic, rows),
         *(f"C(m) of {name}: {source}" for name, source in sources.items()),
     ]

@@ -202,8 +202,10 @@ def _train(trainer: Trainer, reporter: TrainingCallback, *, is_begun: bool) -> b
             trainer.save()  # from here on there is something to resume
         bar = Bar(trainer.step, trainer.config.iterations)
         trainer.callback = Several((bar, reporter))
-        finished = trainer.run(lambda: bool(interrupted))
-        bar.close()
+        try:
+            finished = trainer.run(lambda: bool(interrupted))
+        finally:
+            bar.close()  # what is said of an error has a line of its own
     if not finished:
         click.echo(f"Interrupted after step {trainer.step}; --resume goes on.", err=True)
     return finished

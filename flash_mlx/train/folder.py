@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,10 +46,13 @@ def check(output: Path, request: Mapping[str, object], *, resume: bool, overwrit
         OSError: If the folder belongs to something else, or to another run.
         ValueError: If the run to resume was asked for something else.
     """
+    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise OSError(
+            f"The output must be a folder that can be written; {there} is not. Name another."
+        )
     if not output.exists():
         return False
-    if not output.is_dir():
-        raise NotADirectoryError(f"The output must be a folder; {output} is a file.")
     is_run = (output / RUN).is_file()
     foreign = sorted(path.name for path in output.iterdir() if not path.name.startswith("."))
     if foreign and not is_run:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from commands import command, make_drafter, start
@@ -111,7 +112,8 @@ def test_folders_of_others_and_of_other_runs_are_refused(
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     assert "holds notes.txt" in refused(tmp_path / "mine", "--overwrite")
     (tmp_path / "file").write_text("x")
-    assert "must be a folder" in refused(tmp_path / "file")
+    for output in (tmp_path / "file", tmp_path / "file" / "deep" / "run"):
+        assert f"can be written; {tmp_path / 'file'} is not" in refused(output)
     assert (whole / "model.safetensors").read_bytes() == before
 
 
@@ -165,6 +167,21 @@ def test_a_run_is_not_dropped_for_one_that_cannot_begin(
     assert {file.name: file.read_bytes() for file in output.iterdir()} == before
     assert run(words(tiny_llava, pictures, output, "--overwrite", "--iters", 1)) == 0
     assert json.loads((output / "config.json").read_text())["training"]["iterations"] == 1
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_a_line(
+    whole: Path, tiny_llava: Path, pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output, answers = tmp_path / "run", ("--answer-cache", whole / "answers.jsonl")
+    more = ("--learning-rate", 1e30, "--iters", 4, "--set", "max_grad_norm=1e30", "best_by=")
+    assert run(words(tiny_llava, pictures, output, *answers, *more)) == 1
+    last = capfd.readouterr().err.splitlines()[-1]
+    assert last.startswith("flash-mlx: error: The loss must be a number; it is nan at step 1")
+    assert f"(--init-from {output})" in last
+    assert all(np.isfinite(value).all() for value in parameters(load_model(output)).values())
+    line = ["train", "--model", tiny_llava, "--data", pictures, "--output", tmp_path / "again"]
+    more = (*answers, *SMALL, "--iters", 1, "--init-from", output)
+    assert run([*map(str, (*line, *more))]) == 0
 
 
 def test_a_drafter_of_another_target_is_refused(

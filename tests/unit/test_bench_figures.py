@@ -152,6 +152,8 @@ def test_the_bound_is_what_costs_allow() -> None:
     most = (8 / 3) / ((1.4 + 1.4 + 1) / 3 + 0.2)
     assert found["bound"] == pytest.approx(most)
     assert found["of_bound"] == pytest.approx(1.5 / most)
+    assert found["unmeasured_rounds"] == 0
+    assert bound(row, {1: 0.1, 3: 0.12}, 0.1)["unmeasured_rounds"] == 2
 
 
 def machine(folder: Path) -> Report:
@@ -199,6 +201,16 @@ def test_the_table_says_all_that_was_measured(tmp_path: Path) -> None:
     assert "first other token in a, place 7: logits 1e-06 apart" in below
     assert "by slot: 100% 0%" in below
     assert "1: 1.00  4: 1.40" in below
+    assert "wider than were timed" not in below
+    made = report(tmp_path)
+    projected = {"curve": "M", "projected_speedup": 2.0, "drafts": 2, "projected_as_recorded": 1.5}
+    projected |= {"draft_cost": 0.1, "source": "a table", "rows": 3, "measured_rows": 3}
+    made["rows"][1] |= {"unmeasured_rounds": 2, "projected": [projected]}
+    text = render(made)
+    assert f"2 of {made['rows'][1]['rounds']} passes wider than were timed" in text
+    assert "a table\n" in text
+    projected["measured_rows"] = 2
+    assert "a table; up to 3 rows a pass, but measured for 2" in render(made)
     assert "16 of them visual, 4 latents for ours|a" in below
     assert "Skipped b: it is gone" in below
 

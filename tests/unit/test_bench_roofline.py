@@ -64,6 +64,19 @@ def test_a_projection_is_its_arithmetic() -> None:
     assert "projected: 1.75 tokens x" in arithmetic(row)
 
 
+def test_a_cost_that_was_not_measured_says_so(tmp_path: Path) -> None:
+    for drafts, says in ((2, False), (3, True)):  # LINEAR was measured for 3 rows
+        row = project(SMALL, LINEAR, bits=4, context=0, acceptance=0.5, drafts=drafts)
+        assert row["measured_rows"] == 3
+        assert ("C(4) was not measured: beyond 3 rows" in arithmetic(row)) == says
+    words = ["bench", "--roofline", "--chip", "M3 Max", "M5", "--draft-block-size", 16]
+    code, out, _ = command(*words, "--model", MODELS[0].name, "--markdown")
+    rows = [line for line in out.decode().splitlines() if line.startswith("| llava")]
+    assert code == 0
+    assert ["*" in row for row in rows] == [False, True]  # measured for 32 rows and for 16
+    assert "- * beyond the rows that were measured." in out.decode()
+
+
 def test_certain_drafts_for_nothing_bring_all_of_them() -> None:
     free = Machine("m", 1.0, Costs(1.0, ((1, 1.0), (16, 1.0))), "")
     large = Shape("large", 64, 128, 10_000, 4, 2, 16, 100)
@@ -107,6 +120,7 @@ def test_the_best_width_is_projected_for_each_curve() -> None:
         assert widths[found["drafts"]] == max(widths)
         assert found["projected_as_recorded"] == pytest.approx(widths[4])
         assert found["source"] == curve.source
+        assert (found["rows"], found["measured_rows"]) == (5, curve.times[-1][0])
 
 
 def test_each_chip_has_a_bandwidth_and_a_curve() -> None:
