@@ -259,7 +259,8 @@ def main() -> None:
         row["error"] = row["predicted"] / row["measured"] - 1
         print(f"{point}: measured {row['measured']:.2f}, prediction {row['error']:+.1%} off")
     worst = max(abs(row["error"]) for row in rows)
-    print(f"The worst prediction is {worst:.1%} off: {'' if worst <= WITHIN else 'not '}within {WITHIN:.0%}.")
+    verdict = "within" if worst <= WITHIN else "not within"
+    print(f"The worst prediction is {worst:.1%} off, {verdict} {WITHIN:.0%}.")
     if args.json is not None:
         report = {
             "fitted_on": [

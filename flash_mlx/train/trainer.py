@@ -258,8 +258,8 @@ class Trainer:
             raise ValueError(
                 f"The loss must be a number; it is {loss.item()} at step {self.step}, with a "
                 f"gradient of norm {norm.item()}, at examples "
-                f"{self._order[self.step * len(batches)]}. Begin anew with a lower learning rate, or "
-                f"from the last good weights (--init-from {self.output})."
+                f"{self._order[self.step * len(batches)]}. Begin anew with a lower learning rate, "
+                f"or from the last good weights (--init-from {self.output})."
             )
         return loss, agreement[:-1], agreement[-1]
 
