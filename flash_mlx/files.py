@@ -141,6 +141,25 @@ def read_header(file: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def append_line(descriptor: int, line: bytes) -> None:
+    """Add a line to the end of a file, all of it or nothing.
+
+    Args:
+        descriptor: Of a file that is open for appending, and that no other process writes to now.
+        line: Its end included.
+
+    Raises:
+        OSError: If there is no room for it.
+    """
+    end = os.fstat(descriptor).st_size
+    try:
+        while line:
+            line = line[os.write(descriptor, line) :]
+    except OSError:
+        os.ftruncate(descriptor, end)
+        raise
+
+
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """Yield a path to write to, which then takes the place of `file` at once or not at all.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import mlx.core as mx
+import pytest
 
 from flash_mlx.checkpoint import save_drafter
 from flash_mlx.draft import FlashConfig, FlashModel
@@ -32,6 +33,20 @@ def start(*words: object, environment: Mapping[str, str] | None = None) -> subpr
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+
+
+def fill_disk(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    """Let files grow by so many bytes more."""
+    write, left = os.write, [room]
+
+    def full(descriptor: int, data: bytes) -> int:
+        if not left[0]:
+            raise OSError(28, "No space left on device")
+        done = write(descriptor, data[: left[0]])
+        left[0] -= done
+        return done
+
+    monkeypatch.setattr(os, "write", full)
 
 
 def command(

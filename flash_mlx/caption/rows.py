@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flash_mlx.files import replacing
+from flash_mlx.files import append_line, replacing
 
 START = b'{"path": '
 
@@ -57,14 +57,7 @@ class RowFile:
         Raises:
             OSError: If there is no room for it.
         """
-        line = json.dumps(dict(row)).encode("ascii") + b"\n"
-        end = os.fstat(self._descriptor).st_size
-        try:
-            while line:
-                line = line[os.write(self._descriptor, line) :]
-        except OSError:
-            os.ftruncate(self._descriptor, end)
-            raise
+        append_line(self._descriptor, json.dumps(dict(row)).encode("ascii") + b"\n")
 
     def keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
         """Drop all other rows; a process that is killed meanwhile has dropped all or none."""

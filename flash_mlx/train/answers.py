@@ -10,6 +10,7 @@ Pictures are not kept: a prompt remembers how to read its arrays again.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections import OrderedDict
@@ -21,6 +22,7 @@ from typing import Any
 import mlx.core as mx
 
 from flash_mlx.decode import Drafter, NoDrafter, decode
+from flash_mlx.files import append_line
 from flash_mlx.loading import Model
 from flash_mlx.processing import Media, make_prompt
 from flash_mlx.prompt import Prompt
@@ -196,14 +198,15 @@ class AnswerFile:
         return self._answers.get(key)
 
     def add(self, key: str, row: Mapping[str, object], tokens: tuple[int, ...]) -> None:
-        """Append an answer.
+        """Append an answer, all of it or nothing, whatever other runs append.
 
         Raises:
             OSError: If it cannot be written.
         """
         line = json.dumps({"key": key, **row, "tokens": tokens}) + "\n"
-        with self._file.open("a", encoding="ascii") as stream:
-            stream.write(line)
+        with self._file.open("ab", buffering=0) as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            append_line(stream.fileno(), line.encode("ascii"))
         self._answers[key] = tokens
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import mlx.core as mx
 
 from flash_mlx.checkpoint import CONFIG
-from flash_mlx.files import read_header
+from flash_mlx.files import append_line, read_header
 from flash_mlx.prompt import Prompt
 from flash_mlx.train.answers import Arrays, Asked, token_ids
 from flash_mlx.train.source import Found, Question
@@ -97,8 +97,7 @@ class TrafficLog:
                 return False
             if new:
                 part.replace(file)
-            while line:
-                line = line[os.write(descriptor, line) :]
+            append_line(descriptor, line)
         finally:
             part.unlink(missing_ok=True)
         return True

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import fill_disk
 from flash_mlx.train.answers import AnswerFile
 
 
@@ -24,6 +25,23 @@ def test_an_answer_that_was_cut_off_is_removed(tmp_path: Path) -> None:
         file.write_bytes(whole + whole[:end])
         assert AnswerFile(file, 10).get("a") == (1, 2)
         assert file.read_bytes() == whole
+
+
+def test_an_answer_without_room_leaves_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "answers.jsonl"
+    answers = AnswerFile(file, 10)
+    answers.add("a", {}, (1, 2))
+    whole = file.read_bytes()
+    fill_disk(monkeypatch, 7)
+    with pytest.raises(OSError, match="No space"):
+        answers.add("b", {}, (3,))
+    assert file.read_bytes() == whole
+    monkeypatch.undo()
+    answers.add("c", {}, (4,))
+    again = AnswerFile(file, 10)
+    assert [again.get(key) for key in "abc"] == [(1, 2), None, (4,)]
 
 
 @pytest.mark.parametrize("tokens", ["[10]", "[-1]", "[1.0]", "[true]", "[Infinity]", "[" * 100000])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import fill_disk
 from flash_mlx.caption.listing import Item, find_items
 from flash_mlx.caption.rows import RowFile
 from tiny import random_image
@@ -188,15 +189,7 @@ def test_a_row_without_room_leaves_no_trace(
 ) -> None:
     rows = RowFile(tmp_path / "out.jsonl")
     rows.append({"path": "a"})
-    write, calls = os.write, iter([7])
-
-    def full(descriptor: int, data: bytes) -> int:
-        room = next(calls, 0)
-        if not room:
-            raise OSError(28, "No space left on device")
-        return write(descriptor, data[:room])
-
-    monkeypatch.setattr(os, "write", full)
+    fill_disk(monkeypatch, 7)
     with pytest.raises(OSError, match="No space"):
         rows.append({"path": "b"})
     monkeypatch.undo()
