@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,11 @@ from flash_mlx.cli.roofline import roofline_options, write
 from flash_mlx.cli.video import video_options
 
 if TYPE_CHECKING:
+    from flash_mlx.bench import Question, Settings
     from flash_mlx.decode import Drafter
     from flash_mlx.generate import Model
     from flash_mlx.loading import Drafting
+    from flash_mlx.targets import LoadedTarget
 
 
 ARGV = "flash_mlx.argv"  # where a context keeps the command's words
@@ -140,10 +142,7 @@ def command(
     if projection["roofline"]:
         if picture is not None:
             raise click.UsageError("--plot must stand without --roofline, which draws nothing.")
-        projected = roofline.run(model, projection, draft_block_size)
-        if output is not None:
-            write(projected, output)
-        click.echo(roofline.table(projected, markdown=markdown))
+        roofline.show(model, projection, draft_block_size, output, markdown=markdown)
         return
     from flash_mlx import bench, doctor, measure
     from flash_mlx.bench.plot import plot, require_matplotlib
@@ -161,14 +160,8 @@ def command(
     drafters = _drafters(first, drafts, modes, draft_block_size)
     prompt = bench.first_prompt(loaded, questions)
     machine = doctor.examine()
-    skipped: dict[str, str] = {}
-    rows: list[dict[str, Any]] = []
-    for temperature in temperatures:
-        how = bench.Settings(temperature, max_tokens, seed, repeats, replay_costs)
-        length = 1 + sum(len(question.turns) for question in questions)
-        label = f"Temperature {temperature:g}"
-        with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
-            rows += bench.run(loaded, drafters, questions, how, bar.update, skipped.update)
+    settings = [bench.Settings(t, max_tokens, seed, repeats, replay_costs) for t in temperatures]
+    rows, skipped = _ask(loaded, drafters, questions, settings)
     report = build(
         rows,
         {**context.params, "argv": context.meta[ARGV]},
@@ -182,6 +175,25 @@ def command(
     if picture is not None:
         plot(report, picture)
     click.echo(render(report, markdown=markdown))
+
+
+def _ask(
+    loaded: LoadedTarget,
+    drafters: Mapping[str, Drafter[Any]],
+    questions: Sequence[Question],
+    settings: Sequence[Settings],
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return the rows of all temperatures, and what was skipped and why; shows a bar of each."""
+    from flash_mlx.bench import run
+
+    skipped: dict[str, str] = {}
+    rows: list[dict[str, Any]] = []
+    length = 1 + sum(len(question.turns) for question in questions)
+    for how in settings:
+        label = f"Temperature {how.temperature:g}"
+        with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
+            rows += run(loaded, drafters, questions, how, bar.update, skipped.update)
+    return rows, skipped
 
 
 def _drafters(

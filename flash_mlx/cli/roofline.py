@@ -93,6 +93,21 @@ def _refuse_alone(context: click.Context) -> None:
             raise click.UsageError(f"{parameter.opts[0]} must stand with --roofline.")
 
 
+def show(
+    model: str,
+    projection: Mapping[str, Any],
+    drafts: int | None,
+    output: Path | None,
+    *,
+    markdown: bool,
+) -> None:
+    """Print the projection and, if wanted, write it as JSON; the arguments are those of `run`."""
+    report = run(model, projection, drafts)
+    if output is not None:
+        write(report, output)
+    click.echo(table(report, markdown=markdown))
+
+
 def run(model: str, projection: Mapping[str, Any], drafts: int | None) -> dict[str, Any]:
     """Return the projected rows, with what they rest on.
 

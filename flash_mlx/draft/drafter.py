@@ -29,13 +29,11 @@ BestTokens = Callable[[mx.array, int], tuple[mx.array, mx.array]]
 class FlashDrafter(FlashReader):
     """Drafts with a FlashModel; implements `decode.Drafter[FlashState]`.
 
-    The model's weights are read once, here: train first, then make a drafter.
-
     Args:
-        model: The drafter's weights.
-        embed: The target's embedding, [R] ids -> [R, D].
+        model: As for `FlashReader`.
+        embed: Likewise.
         lm_head: The target's LM head, [R, D] -> [R, V].
-        block_size: k, tokens to draft; the model's own if None, and at most that.
+        block_size: As for `FlashReader`.
         best_tokens: The target's most likely tokens, [R, D] and n -> ids and log-probabilities
             [R, n]; None: they are chosen from `lm_head`'s logits.
 
