@@ -33,8 +33,12 @@ NO_LIMIT = 2**31
 TABLE = 65  # rows, and tokens ahead, whose costs are computed once
 AGAIN = 0.5  # of a draft of the drafter's second pass, which reads what the first only guessed
 SPARE = 0.4  # of a slot's next choice, if those before it were refused
-RISK = 0.75  # plain tokens that a text may lose to drafting
-RISK_PER_TOKEN = 0.005  # and what each of its tokens adds: in all, 2% of a text of 50 tokens
+RISK = 0.85  # plain tokens that a text may lose to drafting at once
+RISK_SHARE = 0.02  # of a text's tokens, that it may lose; no more than at once, until it is so long
+RISK_PER_TOKEN = 0.005  # plain tokens that each of its tokens adds from then on
+TRUST = 1.4  # `RISK` of a drafter whose training measured it, where earlier texts may not be asked
+CREDIT = 1.0  # plain tokens that a text may lose beyond that, if texts before it gained as many
+LOOK = 0.03  # of a round's time, what a look at its drafts saves by a better choice of rows
 FIRST_GAP, LONGEST_GAP = 8, 128  # rounds parked before drafting is tried again
 
 
@@ -81,6 +85,11 @@ class Costs:
             return 0.0
         known = self._tables[1]
         return known[depth] if depth < TABLE else _between(self.drafts, depth) / self.plain
+
+    @property
+    def wait(self) -> float:
+        """What it costs to let the device idle until the host has looked at something."""
+        return max(0.0, self.round(1) - 1)
 
     @cached_property
     def _tables(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -135,11 +144,12 @@ class Rate:
     def after(self, outcomes: Sequence[tuple[float, bool]], rounds: int = 1) -> Rate:
         """Return the rate some rounds later, with (forecast, accepted) of each draft they tried."""
         left = MEMORY**rounds
-        return replace(
-            self,
-            trials=left * self.trials + len(outcomes),
-            hits=left * self.hits + sum(hit for _, hit in outcomes),
-            expected=left * self.expected + sum(forecast for forecast, _ in outcomes),
+        return Rate(
+            left * self.trials + len(outcomes),
+            left * self.hits + sum(hit for _, hit in outcomes),
+            left * self.expected + sum(forecast for forecast, _ in outcomes),
+            self.prior,
+            self.weight,
         )
 
 
@@ -168,6 +178,7 @@ class Pace:
         gap: Rounds that the next parking takes.
         belief: Chance that a draft is accepted if those before it are, from the drafter's training.
         block: Slots of one pass of the drafter; the belief is about these.
+        risk: Plain tokens that the text may lose at once.
     """
 
     costs: Costs
@@ -181,17 +192,22 @@ class Pace:
     gap: int = FIRST_GAP
     belief: float = PRIOR
     block: int = NO_LIMIT
+    risk: float = RISK
 
     @classmethod
-    def begin(cls, costs: Costs, belief: float = PRIOR, block: int = NO_LIMIT) -> Pace:
+    def begin(
+        cls, costs: Costs, belief: float = PRIOR, block: int = NO_LIMIT, *, greedy: bool = True
+    ) -> Pace:
         """Return the pace of a new text; a drafter known to be good drafts far ahead at once."""
-        depth = NO_LIMIT if belief > PRIOR else FIRST_DEPTH
-        return cls(costs, belief=belief, depth=depth, block=block)
+        if belief <= PRIOR:
+            return cls(costs, belief=belief, depth=FIRST_DEPTH, block=block)
+        risk = RISK if greedy else TRUST
+        return cls(costs, belief=belief, depth=NO_LIMIT, block=block, risk=risk)
 
     def carried(self, costs: Costs) -> Pace:
         """Return the pace of a text that follows this one; what was lost may not be lost again."""
         lost = self.spent - (1 + RISK_PER_TOKEN) * self.tokens
-        return replace(self, costs=costs, tokens=0, spent=max(0.0, lost)).settled()
+        return replace(self, costs=costs, tokens=0, spent=max(-CREDIT, lost)).settled()
 
     @property
     def gain(self) -> float:
@@ -243,15 +259,20 @@ class Pace:
     def affords(self, rows: int, depth: int) -> bool:
         """Whether such a round, if nothing of it is accepted, keeps the text's loss in bounds."""
         loss = self.spent - self.tokens + self.costs.round(rows) + self.costs.draft(depth) - 1
-        return loss <= RISK + RISK_PER_TOKEN * (self.tokens + 1)
+        further = self.tokens + 1 - self.risk / RISK_SHARE
+        return loss <= self.risk + RISK_PER_TOKEN * max(0.0, further)
+
+    def looks(self, depth: int) -> bool:
+        """Whether a look at drafts so far ahead, before they are verified, is worth the wait."""
+        return self.costs.wait <= LOOK * (self.costs.round(1 + depth) + self.costs.draft(depth))
 
     def settled(self) -> Pace:
         """Return the pace parked until the smallest draft is affordable; itself, if it is."""
         if self.wait or self.affords(2, 1):
             return self
         loss = self.spent - self.tokens + self.costs.round(2) + self.costs.draft(1) - 1
-        missing = (loss - RISK) / RISK_PER_TOKEN - self.tokens - 1
-        return replace(self, wait=max(1, math.ceil(missing)))
+        needed = self.risk / RISK_SHARE + (loss - self.risk) / RISK_PER_TOKEN
+        return replace(self, wait=max(1, math.ceil(needed) - self.tokens - 1))
 
     def rested(self) -> Pace:
         """Return the pace parked, as nothing that could be drafted pays; longer each time."""

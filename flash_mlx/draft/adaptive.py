@@ -5,11 +5,12 @@ text so far suggests (`ngram`), and of all these drafts verifies as many as rais
 second. Where drafting does not pay it is parked: the target decodes plainly, reading ahead, and the
 rows that the drafter has not read are kept until it is asked again.
 
-Greedy, the drafts are known on the host, which grows the tree from them (`tree.best_first`); that
-is the one time that drafting waits for the device. A block that is likely to be accepted as a whole
-is not looked at, and neither are sampled drafts, for nothing may depend on how likely they were:
-how many are drafted, by one pass of the drafter or two, and with which siblings, follows from what
-became of earlier ones (`unseen`). Or else the drafts are the text's own.
+Greedy drafts may be looked at: the host waits for them and grows the tree from them
+(`tree.best_first`). That is a second wait in a round, so it is done only where a wait is cheap
+beside the round (`cost.Pace.looks`), and not for a block that is likely to be accepted as a whole.
+Sampled drafts are never looked at, for nothing may depend on how likely they were. How many drafts
+nobody looks at there are, by one pass of the drafter or two, and with which siblings, follows from
+what became of earlier ones (`unseen`). Or else the drafts are the text's own.
 
 Shapes:
     A: rows accepted in a round.    D: hidden size.    n: slots.    W: tokens a slot.
@@ -96,7 +97,8 @@ class AdaptiveDrafter:
         main = self._read(state) if reach and main is None else main
         block = drafter.block_size if isinstance(drafter, FlashDrafter) else NO_LIMIT
         sure = reach >= block and pace.hope(block) >= SURE
-        if reach and sampler.greedy and isinstance(drafter, FlashDrafter) and not sure:
+        looks = sampler.greedy and not sure and pace.looks(reach)
+        if reach and looks and isinstance(drafter, FlashDrafter):
             candidates = slots(drafter.candidates(main, reach, WIDTH if self.trees else 1))
             if candidates is None:
                 state.offers[:] = [Offer(pace, main, lookup)]
@@ -148,7 +150,7 @@ class AdaptiveDrafter:
             pace = memory.pace.carried(costs)
         else:
             block = self.drafter.block_size if isinstance(self.drafter, FlashDrafter) else NO_LIMIT
-            pace = Pace.begin(costs, belief_in(self.drafter), block).settled()
+            pace = Pace.begin(costs, belief_in(self.drafter), block, greedy=greedy).settled()
         if greedy and memory is not None:
             memory.pace = pace
         return pace

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from flash_mlx.cost import RISK, RISK_PER_TOKEN, Costs, Pace
 from flash_mlx.decode import Drafter, Round, decode
-from flash_mlx.draft import AdaptiveDrafter, FlashDrafter, NgramDrafter
+from flash_mlx.draft import AdaptiveDrafter, FlashDrafter, NgramDrafter, sources
 from flash_mlx.draft import adaptive as adaptive_module
 from flash_mlx.draft.adaptive import paced
 from flash_mlx.draft.offers import Memory
@@ -252,6 +252,10 @@ def test_rows_that_were_not_read_while_parked_are_read_afterwards() -> None:
             lengths.append(state.length)
             return super().candidates(state, depth, width)
 
+        def draft(self, root: int, state: Any, *rest: Any) -> DraftTree:
+            lengths.append(state.length)
+            return super().draft(root, state, *rest)
+
     target, lengths = target_of(3), []
     drafter = Watched(random_model(), target.embed, target.lm_head)
     rounds = rounds_of(target, adaptive(drafter, "middling", lookup=False), 110)
@@ -263,6 +267,22 @@ def test_rows_that_were_not_read_while_parked_are_read_afterwards() -> None:
         length += len(each.tokens)
     assert set(asked) <= set(lengths)
     assert len(asked) > 1
+
+
+@pytest.mark.parametrize(("curve", "looks"), [("free", True), ("middling", False)])
+def test_the_host_waits_for_drafts_where_that_is_cheap_and_nowhere_else(
+    curve: str, looks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[int] = []
+
+    def slots(found: Any) -> Any:
+        waits.append(1)
+        return sources.slots(found)
+
+    monkeypatch.setattr(adaptive_module, "slots", slots)
+    rounds = rounds_of(target_of(3), adaptive(flash(3, "in turn"), curve), 60)
+    assert any(each.num_drafted for each in rounds)
+    assert bool(waits) == looks
 
 
 @pytest.mark.parametrize("trees", [True, False], ids=["tree", "chain"])
