@@ -17,8 +17,9 @@ import hashlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -109,40 +110,52 @@ def describe(
     prepare = partial(_prepare, loaded, system, partial(Video, fps=fps, max_frames=max_frames))
     seed, greedy = settings.pop("seed", 0), _is_greedy(model, settings)
     require_whole("The seed", seed, 0)
-    left = iter(items)
     how = None if batch_size == "auto" else together(model, batch_size, greedy=greedy)
     active: list[tuple[_Text, list[Caption]]] = []
     line: deque[tuple[Item, list[Caption]]] = deque()  # in order; a caption once it has ended
+    with closing(_prepared(prepare, items)) as pictures:
+        more = True
+        while more or line:
+            size = 1 if how is None else how.size
+            while more and len(active) < size and len(line) < WAITING * size:
+                picture = next(pictures, None)
+                if picture is None:
+                    more = False
+                    break
+                line.append((picture.item, []))
+                if picture.prompt is None:
+                    line[-1][1].append(picture.caption())
+                    continue
+                if how is None:
+                    most, rows = len(items) // FEWEST, len(picture.prompt)
+                    how = best_together(model, rows, most, greedy=greedy)
+                if not active:
+                    note(how.reason)
+                    batch, size = how.batch(), how.size
+                own = {**settings, "seed": picture.seed(seed)}
+                active.append((_Text(how.model, model, picture, own, batch), line[-1][1]))
+            for each in tuple(active):
+                caption = each[0].go_on()
+                if caption is not None:
+                    each[1].append(caption)
+                    active.remove(each)
+            while line and line[0][1]:
+                item, found = line.popleft()
+                yield item, found[0]
+
+
+def _prepared(
+    prepare: Callable[[Item], _Ready], items: Sequence[Item]
+) -> Generator[_Ready, None, None]:
+    """Yield pictures in order; a thread prepares the next ones meanwhile."""
+    left, ready = iter(items), deque[Future[_Ready]]()
     with ThreadPoolExecutor(1, thread_name_prefix="prepare") as pool:
-        ready: deque[Future[_Ready]] = deque()
         try:
-            ready.extend(pool.submit(prepare, e) for e in islice(left, AHEAD))
-            while ready or line:
-                size = 1 if how is None else how.size
-                while ready and len(active) < size and len(line) < WAITING * size:
-                    picture = ready.popleft().result()
-                    ready.extend(pool.submit(prepare, e) for e in islice(left, 1))
-                    line.append((picture.item, []))
-                    if picture.prompt is None:
-                        line[-1][1].append(picture.caption())
-                        continue
-                    if how is None:
-                        most, rows = len(items) // FEWEST, len(picture.prompt)
-                        how = best_together(model, rows, most, greedy=greedy)
-                    if not active:
-                        note(how.reason)
-                        batch, size = how.batch(), how.size
-                    own = {**settings, "seed": picture.seed(seed)}
-                    text = _Text(how.model, model, picture, own, batch)
-                    active.append((text, line[-1][1]))
-                for each in tuple(active):
-                    caption = each[0].go_on()
-                    if caption is not None:
-                        each[1].append(caption)
-                        active.remove(each)
-                while line and line[0][1]:
-                    item, found = line.popleft()
-                    yield item, found[0]
+            ready.extend(pool.submit(prepare, each) for each in islice(left, AHEAD))
+            while ready:
+                picture = ready.popleft().result()
+                ready.extend(pool.submit(prepare, each) for each in islice(left, 1))
+                yield picture
         finally:
             pool.shutdown(cancel_futures=True)
 

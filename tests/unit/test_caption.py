@@ -352,13 +352,14 @@ def test_a_text_that_fails_among_others_is_tried_alone(
 def test_the_next_pictures_are_prepared_while_one_is_described(
     model: Model, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, seen = Path.read_bytes, []
-    ready = threading.Event()
+    read, seen, in_time = Path.read_bytes, [], []
+    ready, said = threading.Event(), threading.Event()
 
     def note(path: Path) -> bytes:
         seen.append(path.name)
         if path.name == "1.png":
             ready.set()
+            in_time.append(said.wait(20))  # the first text does not wait for the second picture
         return read(path)
 
     def wait(_tokens: Any, logits: Any) -> Any:  # in the midst of the first text
@@ -369,6 +370,9 @@ def test_the_next_pictures_are_prepared_while_one_is_described(
     captions = caption(model, photos, logits_processors=[wait], batch_size=1, **SETTINGS)
     assert next(captions).error is None
     assert seen[:2] == ["0.png", "1.png"]
+    said.set()
+    assert next(captions).error is None
+    assert in_time == [True]
     captions.close()  # type: ignore[attr-defined]
 
 
