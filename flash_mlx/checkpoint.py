@@ -120,7 +120,8 @@ def read_config(path: Path) -> FlashConfig:
     kind, config, _ = _read(path)
     if not isinstance(config, FlashConfig):
         raise ValueError(
-            f'{path / CONFIG} must say "draft_kind": "flash" to be trained; it says "{kind}".'
+            f'{path / CONFIG} must say "draft_kind": "flash" to be trained; it says "{kind}". '
+            "Begin with a new drafter, or with one of that kind."
         )
     return config
 

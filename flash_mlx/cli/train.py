@@ -71,7 +71,7 @@ def _settings(
 @click.option("--resume", is_flag=True, help="Go on with the run in --output, if there is one.")
 @click.option("--overwrite", is_flag=True, help="Begin again there; answers are kept.")
 @click.option("--plan", is_flag=True, help="Print what memory and time it takes, and stop.")
-@click.option("--init-from", help="Drafter to go on training: demo, folder or hub id.")
+@click.option("--init-from", help="FLASH drafter to go on training: demo, folder or hub id.")
 @click.option(
     "--init",
     "start",
@@ -117,7 +117,12 @@ def _settings(
     type=click.Path(exists=True, file_okay=False, path_type=Path),
     help="Where a data set's pictures are; its own folder if unset.",
 )
-@click.option("--limit", type=int, callback=at_least(1), help="Most pictures or rows.")
+@click.option(
+    "--limit",
+    type=int,
+    callback=at_least(1),
+    help="Most pictures or rows; of a hub id all are downloaded.",
+)
 @click.option(
     "--temperature",
     "temperatures",

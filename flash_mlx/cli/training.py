@@ -13,7 +13,7 @@ import click
 import mlx.core as mx
 
 from flash_mlx import bench
-from flash_mlx.checkpoint import load_model, resolve_path
+from flash_mlx.checkpoint import load_model, read_config, resolve_path
 from flash_mlx.cli.asking import Data, answer, ask
 from flash_mlx.cli.progress import Bar, interruptible, progress
 from flash_mlx.cli.reporting import Several, report_to
@@ -112,6 +112,7 @@ def _begin(
     begin = options["init_from"]
     if begin:
         folder = DEMO / "drafter" if begin == "demo" else resolve_path(begin)
+        read_config(folder)  # fails soon where it is of another kind
         model = load(options["model"], folder, revision=options["revision"])
         return model, load_model(folder), f"the drafter {begin}"
     start: Start = options["start"] or "random"

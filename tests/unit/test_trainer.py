@@ -13,6 +13,7 @@ from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.stats import GenerationStats
 from flash_mlx.train import Example, Teacher, TrainConfig, Trainer, TrainingCallback, collate
+from flash_mlx.train.state import METRICS, forget_metrics_after, log_metrics
 from flash_reference import SMALL
 from toy import KEY, ToyTarget, generate
 from training import EXAMPLES, parameters
@@ -117,6 +118,18 @@ def test_reports_go_to_the_callback_and_to_the_metrics(tmp_path):
     assert shares == sorted(shares, reverse=True)
     length = lines[0]["estimated_acceptance_length"]
     np.testing.assert_allclose(length, 1 + sum(shares), atol=1e-3)
+
+
+def test_reports_after_the_checkpoint_are_dropped(tmp_path):
+    forget_metrics_after(tmp_path, 1)
+    assert not list(tmp_path.iterdir())
+    for step in (2, 3, 3, 4):
+        log_metrics(tmp_path, {"iteration": step})
+    with (tmp_path / METRICS).open("a") as stream:
+        stream.write('{"iteration": 1, "kind')
+    forget_metrics_after(tmp_path, 3)
+    kept = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert [row["iteration"] for row in kept] == [2, 3, 3]
 
 
 def test_the_learning_rate_rises_and_falls(tmp_path):
