@@ -3,7 +3,7 @@
     python replay_costs.py --limit 4
 
 A target answers about pictures, plainly and greedily, and its drafter's drafts after each token are
-recorded once. Then `cost.Pace` is run over the recording at published costs of 4-bit weights by
+recorded once. Then `pace.Pace` is run over the recording at published costs of 4-bit weights by
 rows (`flash_mlx.bench.macs`): projected, for nothing here ran on a Mac. A useless drafter, none of
 whose drafts is ever right, is paced too, once as if its training had said that it is good.
 """
@@ -17,9 +17,10 @@ from collections import Counter
 from flash_mlx import load
 from flash_mlx.bench.macs import CURVES
 from flash_mlx.bench.pacing import record, replay
-from flash_mlx.cost import PRIOR, Costs
+from flash_mlx.cost import Costs
 from flash_mlx.decode import NoDrafter
 from flash_mlx.loading import demo_pictures
+from flash_mlx.pace import PRIOR
 from flash_mlx.processing import make_prompt
 from flash_mlx.verify import greedy_text
 

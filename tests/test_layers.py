@@ -14,11 +14,23 @@ SOURCES = sorted(
 )
 
 LAYERS = (
-    {"blas", "buffer", "hub", "few_rows", "files", "images", "prompt", "sizes", "timing", "tree"},
+    {
+        "blas",
+        "buffer",
+        "cost",
+        "hub",
+        "few_rows",
+        "files",
+        "images",
+        "prompt",
+        "sizes",
+        "timing",
+        "tree",
+    },
     {"kernels"},
     {"cache", "penalties", "sampling", "video"},
     {"accept", "guard"},
-    {"decode", "cost"},
+    {"decode", "pace"},
     {"around"},
     {"stats", "draft", "processed", "targets"},
     {"messages"},

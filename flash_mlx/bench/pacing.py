@@ -11,10 +11,11 @@ from typing import Any
 
 import mlx.core as mx
 
-from flash_mlx.cost import PRIOR, Costs, Pace
+from flash_mlx.cost import Costs
 from flash_mlx.decode import Drafter, Target
 from flash_mlx.draft.sources import Outcomes
 from flash_mlx.measure import read_answer
+from flash_mlx.pace import PRIOR, Pace
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree

@@ -1,13 +1,13 @@
 """Drafting as much as pays: another drafter's drafts and the text's own, in one tree.
 
-`AdaptiveDrafter` asks `cost.Pace` how far ahead to draft, lets its drafter do that, adds what the
+`AdaptiveDrafter` asks `pace.Pace` how far ahead to draft, lets its drafter do that, adds what the
 text so far suggests (`ngram`), and of all these drafts verifies as many as raise the tokens per
 second. Where drafting does not pay it is parked: the target decodes plainly, reading ahead, and the
 rows that the drafter has not read are kept until it is asked again.
 
 Greedy drafts may be looked at: the host waits for them and grows the tree from them
 (`tree.best_first`). That is a second wait in a round, so it is done only where a wait is cheap
-beside the round (`cost.Pace.looks`), and not for a block that is likely to be accepted as a whole.
+beside the round (`pace.Pace.looks`), and not for a block that is likely to be accepted as a whole.
 Sampled drafts are never looked at, for nothing may depend on how likely they were. How many drafts
 nobody looks at there are, by one pass of the drafter or two, and with which siblings, follows from
 what became of earlier ones (`unseen`). Or else the drafts are the text's own.
@@ -24,7 +24,6 @@ from typing import Any
 
 import mlx.core as mx
 
-from flash_mlx.cost import NO_LIMIT, PRIOR, Pace
 from flash_mlx.decode import Drafter, ReadingDrafter
 from flash_mlx.draft.drafter import FlashDrafter, FlashState
 from flash_mlx.draft.explained import explain
@@ -43,6 +42,7 @@ from flash_mlx.draft.offers import (
 )
 from flash_mlx.draft.sources import Expand, following, merged, prune, slots, value
 from flash_mlx.draft.unseen import shape
+from flash_mlx.pace import NO_LIMIT, PRIOR, Pace
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Node, best_first
@@ -136,7 +136,7 @@ class AdaptiveDrafter:
         return AdaptiveState(main, unread, lookup, said, state.num_rows, prompt, last)
 
     def explain(self, num_rows: int, outcomes: Mapping[tuple[int, int], int]) -> str:
-        """Return in a line how much was drafted of a text, and why; see `cost.explain`."""
+        """Return in a line how much was drafted of a text, and why; see `explained.explain`."""
         return explain(self.costs(num_rows, greedy=True), outcomes)
 
     def _pace(self, state: AdaptiveState, *, greedy: bool) -> Pace:

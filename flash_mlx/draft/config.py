@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from flash_mlx.cost import PRIOR
 from flash_mlx.draft.compression import COMPRESSIONS
 from flash_mlx.draft.settings import Settings, require_even
+from flash_mlx.pace import PRIOR
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from typing import Any, Protocol
 import mlx.core as mx
 import numpy as np
 
-from flash_mlx.cost import Costs, Pace
+from flash_mlx.cost import Costs
 from flash_mlx.decode import ROOT_ALONE, Drafter
 from flash_mlx.draft.drafter import FlashDrafter
 from flash_mlx.draft.ngram import NgramState
 from flash_mlx.draft.sources import outcomes_of, value
 from flash_mlx.draft.unseen import chain_value, outcomes_of_chain, outcomes_of_shape
+from flash_mlx.pace import Pace
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Node, Topology

@@ -1,7 +1,7 @@
 """Which drafts go into a tree, and what became of them.
 
 A source says what may follow a path of drafts, and how likely it is. Forecasts are corrected by how
-far off those of the same kind were so far (`cost.Rate`), and the tree holds the most likely paths,
+far off those of the same kind were so far (`pace.Rate`), and the tree holds the most likely paths,
 as many as pay.
 """
 
@@ -15,9 +15,9 @@ from typing import cast
 import mlx.core as mx
 import numpy as np
 
-from flash_mlx.cost import Pace
 from flash_mlx.draft.choice import Candidates
 from flash_mlx.draft.ngram import NgramState
+from flash_mlx.pace import Pace
 from flash_mlx.tree import Node
 
 # How often what followed n tokens the last time follows them again, before a text has said.

@@ -1,6 +1,6 @@
 """Drafts that nobody looks at before the target has read them: how many, and in what shape.
 
-A shape follows from what became of earlier drafts, slot by slot (`cost.Pace`), and so it may be
+A shape follows from what became of earlier drafts, slot by slot (`pace.Pace`), and so it may be
 chosen for drafts that are drawn at random, whose law must not depend on what was drawn. A slot's
 further choices, its *spares*, are worth a row where the first is often refused and rows are cheap.
 
@@ -14,8 +14,8 @@ from collections.abc import Hashable, Iterable, Sequence
 from itertools import accumulate
 from operator import mul
 
-from flash_mlx.cost import Pace
 from flash_mlx.draft.sources import Expand, Outcomes, prune, value
+from flash_mlx.pace import Pace
 from flash_mlx.tree import Node, best_first
 
 

@@ -11,13 +11,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flash_mlx.cost import RISK, RISK_PER_TOKEN, Costs, Pace
+from flash_mlx.cost import Costs
 from flash_mlx.decode import Drafter, Round, decode
 from flash_mlx.draft import AdaptiveDrafter, FlashDrafter, NgramDrafter, sources
 from flash_mlx.draft import adaptive as adaptive_module
 from flash_mlx.draft.adaptive import paced
 from flash_mlx.draft.offers import Memory
 from flash_mlx.draft.unseen import outcomes_of_shape, shape
+from flash_mlx.pace import RISK, RISK_PER_TOKEN, Pace
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from flash_mlx.bench import pacing
-from flash_mlx.cost import (
+from flash_mlx.cost import Costs
+from flash_mlx.pace import (
     CREDIT,
     FIRST_GAP,
     PRIOR,
@@ -16,7 +17,6 @@ from flash_mlx.cost import (
     RISK_PER_TOKEN,
     RISK_SHARE,
     TRUST,
-    Costs,
     Pace,
     Rate,
 )

@@ -1,0 +1,257 @@
+"""How far ahead to draft, and whether drafting pays: arithmetic on the host, no arrays.
+
+`Pace` chooses the depth K of a draft so that tokens per time are most, and parks drafting where
+that is less than one token in the time of one.
+
+Decisions follow measured costs, which are stored (`flash_mlx.draft.calibrate`), and what became of
+earlier drafts of the same text; never a clock, and never how likely a drawn token was. So a text
+depends on its seed, its settings and the stored costs alone, and its law is the target's.
+
+Source: renewal-reward argument for tokens per second; acceptance per slot as in Leviathan et al.
+2023, section 3.2, with a rate of its own for each slot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from flash_mlx.cost import Costs
+
+PRIOR = 0.7  # of a draft's acceptance, before any was seen
+PRIOR_TRIALS = 1.0  # what that belief weighs
+MEASURED_TRIALS = 5.0  # what it weighs if the drafter's training measured it
+MEMORY = 0.95  # of a round's evidence, what is left a round later
+PRIOR_GAIN = 1.3  # tokens per plain token of drafting, before any was done
+FIRST_DEPTH = 4  # of a text's first draft
+NO_LIMIT = 2**31
+AGAIN = 0.5  # of a draft of the drafter's second pass, which reads what the first only guessed
+SPARE = 0.4  # of a slot's next choice, if those before it were refused
+RISK = 0.85  # plain tokens that a text may lose to drafting at once
+RISK_SHARE = 0.02  # of a text's tokens, that it may lose; no more than at once, until it is so long
+RISK_PER_TOKEN = 0.005  # plain tokens that each of its tokens adds from then on
+TRUST = 1.4  # `RISK` of a drafter whose training measured it, where earlier texts may not be asked
+CREDIT = 1.0  # plain tokens that a text may lose beyond that, if texts before it gained as many
+LOOK = 0.03  # of a round's time, what a look at its drafts saves by a better choice of rows
+FIRST_GAP, LONGEST_GAP = 8, 128  # rounds parked before drafting is tried again
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How often drafts of one kind were accepted, and how often that was expected.
+
+    Sums over past drafts whose parents were accepted, each weighed by `MEMORY` a round.
+
+    Attributes:
+        trials: Their number.
+        hits: Those accepted.
+        expected: Sum of the probabilities that were forecast.
+        prior: Believed share accepted, before any was seen.
+        weight: Trials that this belief counts for.
+    """
+
+    trials: float = 0.0
+    hits: float = 0.0
+    expected: float = 0.0
+    prior: float = PRIOR
+    weight: float = PRIOR_TRIALS
+
+    @property
+    def accepted(self) -> float:
+        """Share accepted, between the prior and what was seen."""
+        return (self.hits + self.prior * self.weight) / (self.trials + self.weight)
+
+    def correct(self, forecast: float) -> float:
+        """Return a forecast shifted by how far off earlier ones were, in log-odds."""
+        expected = (self.expected + self.prior * self.weight) / (self.trials + self.weight)
+        shifted = _logit(forecast) + _logit(self.accepted) - _logit(expected)
+        return 1 / (1 + math.exp(-shifted))
+
+    def after(self, outcomes: Sequence[tuple[float, bool]], rounds: int = 1) -> Rate:
+        """Return the rate some rounds later, with (forecast, accepted) of each draft they tried."""
+        left = MEMORY**rounds
+        return Rate(
+            left * self.trials + len(outcomes),
+            left * self.hits + sum(hit for _, hit in outcomes),
+            left * self.expected + sum(forecast for forecast, _ in outcomes),
+            self.prior,
+            self.weight,
+        )
+
+
+def _logit(share: float) -> float:
+    share = min(max(share, 1e-4), 1 - 1e-4)
+    return math.log(share / (1 - share))
+
+
+NO_RATE = Rate()
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What became of a text's drafts so far, and what to do next; a value, never changed.
+
+    Attributes:
+        costs: Of rounds and drafts here.
+        rates: Kind of draft -> its acceptance. ("draft", i) is the first choice for slot i, and
+            ("spare", r) a slot's choice r, 1 or more, if those before it were refused.
+        tokens: Emitted since the prompt was read.
+        spent: What that cost [plain tokens].
+        gained: Tokens of rounds that drafted, weighed by `MEMORY` for each round since.
+        paid: What those rounds cost, weighed likewise.
+        depth: Deepest draft that the next round may try: few ahead, unless drafting pays well.
+        wait: Rounds still to park.
+        gap: Rounds that the next parking takes.
+        belief: Chance that a draft is accepted if those before it are, from the drafter's training.
+        block: Slots of one pass of the drafter; the belief is about these.
+        risk: Plain tokens that the text may lose at once.
+    """
+
+    costs: Costs
+    rates: Mapping[Hashable, Rate] = field(default_factory=dict)
+    tokens: int = 0
+    spent: float = 0.0
+    gained: float = 2 * PRIOR_GAIN
+    paid: float = 2.0
+    depth: int = FIRST_DEPTH
+    wait: int = 0
+    gap: int = FIRST_GAP
+    belief: float = PRIOR
+    block: int = NO_LIMIT
+    risk: float = RISK
+
+    @classmethod
+    def begin(
+        cls, costs: Costs, belief: float = PRIOR, block: int = NO_LIMIT, *, greedy: bool = True
+    ) -> Pace:
+        """Return the pace of a new text; a drafter known to be good drafts far ahead at once."""
+        if belief <= PRIOR:
+            return cls(costs, belief=belief, depth=FIRST_DEPTH, block=block)
+        risk = RISK if greedy else TRUST
+        return cls(costs, belief=belief, depth=NO_LIMIT, block=block, risk=risk)
+
+    def carried(self, costs: Costs) -> Pace:
+        """Return the pace of a text that follows this one; what was lost may not be lost again."""
+        lost = self.spent - (1 + RISK_PER_TOKEN) * self.tokens
+        return replace(self, costs=costs, tokens=0, spent=max(-CREDIT, lost)).settled()
+
+    @property
+    def gain(self) -> float:
+        """Tokens that drafting brings in the time of one plain token."""
+        return self.gained / self.paid
+
+    def rate(self, kind: Hashable) -> Rate:
+        """Return what is known of a kind of draft."""
+        found = self.rates.get(kind)
+        if found is not None or not isinstance(kind, tuple):
+            return found or NO_RATE
+        if kind[0] == "draft" and kind[1] >= self.block:
+            return Rate(prior=AGAIN)
+        if kind[0] == "draft" and self.belief > PRIOR:
+            return Rate(prior=self.belief, weight=MEASURED_TRIALS)
+        return Rate(prior=SPARE) if kind[0] == "spare" else NO_RATE
+
+    def hope(self, depth: int) -> float:
+        """Return the chance that a chain of this depth is accepted to its end."""
+        return math.prod(self.rate(("draft", slot)).accepted for slot in range(depth))
+
+    def reach(self, limit: int) -> int:
+        """Return how far ahead to draft: the depth of the chain with most tokens per time.
+
+        Args:
+            limit: As far as the drafter can.
+        """
+        best, best_value, hope, ahead = 0, self.value(0.0, 1, 0), 1.0, 0.0
+        for depth in range(1, min(limit, self.depth) + 1):
+            hope *= self.rate(("draft", depth - 1)).accepted
+            ahead += hope
+            value = self.value(ahead, 1 + depth, depth)
+            if value > best_value and self.affords(1 + depth, depth):
+                best, best_value = depth, value
+        return best
+
+    def value(self, drafts: float, rows: int, depth: int) -> float:
+        """Return what a round brings beyond the time it takes [plain tokens].
+
+        Time is worth what drafting brings in it, so a maximum of this is one of tokens per time.
+
+        Args:
+            drafts: Expected to be accepted.
+            rows: Of the tree.
+            depth: Drafted ahead for it.
+        """
+        return 1 + drafts - max(1.0, self.gain) * (self.costs.round(rows) + self.costs.draft(depth))
+
+    def affords(self, rows: int, depth: int) -> bool:
+        """Whether such a round, if nothing of it is accepted, keeps the text's loss in bounds."""
+        loss = self.spent - self.tokens + self.costs.round(rows) + self.costs.draft(depth) - 1
+        further = self.tokens + 1 - self.risk / RISK_SHARE
+        return loss <= self.risk + RISK_PER_TOKEN * max(0.0, further)
+
+    def looks(self, depth: int) -> bool:
+        """Whether a look at drafts so far ahead, before they are verified, is worth the wait."""
+        return self.costs.wait <= LOOK * (self.costs.round(1 + depth) + self.costs.draft(depth))
+
+    def settled(self) -> Pace:
+        """Return the pace parked until the smallest draft is affordable; itself, if it is."""
+        if self.wait or self.affords(2, 1):
+            return self
+        loss = self.spent - self.tokens + self.costs.round(2) + self.costs.draft(1) - 1
+        needed = self.risk / RISK_SHARE + (loss - self.risk) / RISK_PER_TOKEN
+        return replace(self, wait=max(1, math.ceil(needed) - self.tokens - 1))
+
+    def rested(self) -> Pace:
+        """Return the pace parked, as nothing that could be drafted pays; longer each time."""
+        return replace(self, wait=self.gap, gap=min(2 * self.gap, LONGEST_GAP))
+
+    def parked(self, num_tokens: int) -> Pace:
+        """Return the pace after a round of plain decoding; reading ahead makes it cost 1.
+
+        When the pause ends, what was seen before it has faded, or nothing would be tried again.
+        """
+        rates = self.rates
+        if self.wait == 1:
+            rates = {kind: rate.after((), self.gap // 2) for kind, rate in rates.items()}
+        return replace(
+            self,
+            rates=rates,
+            tokens=self.tokens + num_tokens,
+            spent=self.spent + num_tokens,
+            wait=max(0, self.wait - 1),
+        ).settled()
+
+    def after(
+        self,
+        num_tokens: int,
+        rows: int,
+        depth: int,
+        outcomes: Mapping[Hashable, Sequence[tuple[float, bool]]],
+    ) -> Pace:
+        """Return the pace after a round that was not parked.
+
+        Args:
+            num_tokens: That it brought.
+            rows: Of its tree.
+            depth: Drafted ahead for it.
+            outcomes: Kind -> (forecast, accepted) of each draft whose parent was accepted.
+        """
+        cost = self.costs.round(rows) + self.costs.draft(depth)
+        kinds = self.rates.keys() | outcomes.keys()
+        after = replace(
+            self,
+            rates={kind: self.rate(kind).after(outcomes.get(kind, ())) for kind in kinds},
+            tokens=self.tokens + num_tokens,
+            spent=self.spent + cost,
+            gained=MEMORY * self.gained + num_tokens,
+            paid=MEMORY * self.paid + cost,
+            depth=2 * num_tokens,
+            gap=FIRST_GAP if num_tokens > cost else self.gap,
+        )
+        if after.gain >= PRIOR_GAIN:
+            after = replace(after, depth=NO_LIMIT)
+        if num_tokens > cost and self.gain < 1:  # a try after a pause that paid
+            after = replace(after, gained=2 * PRIOR_GAIN, paid=2.0)
+        elif after.gain < 1:
+            after = after.rested()
+        return after.settled()
