@@ -108,7 +108,8 @@ def _conditions(report: Row, drafting: Sequence[Row]) -> list[str]:
     if asked is None:
         return []
     latents = {row["drafter"]: row["latents"] for row in drafting if row["latents"]}
-    read = "".join(f", {count:g} latents for {name}" for name, count in latents.items())
+    counts = "".join(f", {round(each, 1):g} latents for {name}" for name, each in latents.items())
+    read = f"; on average{counts[1:]}" if counts else ""
     memory = max(row["peak_memory_gb"] for row in report["rows"] if not row["error"])
     machine = report["machine"]
     versions = ", ".join(

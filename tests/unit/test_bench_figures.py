@@ -211,7 +211,7 @@ def test_the_table_says_all_that_was_measured(tmp_path: Path) -> None:
     assert "a table\n" in text
     projected["measured_rows"] = 2
     assert "a table; up to 3 rows a pass, but measured for 2" in render(made)
-    assert "16 of them visual, 4 latents for ours|a" in below
+    assert "16 of them visual; on average 4 latents for ours|a" in below
     assert "Skipped b: it is gone" in below
 
 
