@@ -4,14 +4,16 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
+import mlx_vlm
 import numpy as np
 import pytest
 
 from flash_mlx import bench, cli, measure
-from flash_mlx.bench import compare
+from flash_mlx.bench import answers, compare
 from flash_mlx.bench.answers import answer
 from flash_mlx.bench.figures import Asked, Sample
 from flash_mlx.bench.macs import projections
@@ -88,6 +90,22 @@ def test_rows_say_what_was_said(
         ours["mean_acceptance_length"], 1 + ours["accepted_per_round"], rel_tol=0.2
     )  # a budget may cut the last round
     assert len(ours["acceptance_by_position"]) == 3
+    assert 0 < plain["target_entropy"] <= math.log2(llava.target.vocab_size)  # of a token
+
+
+def test_mlx_vlm_is_timed_as_we_are(
+    llava: LoadedTarget, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = [
+        SimpleNamespace(token=t, generation_tokens=n) for t, n in ((5, 1), (6, 2), (7, 3), (7, 3))
+    ]
+    clock = iter([0.0, 5.0, 6.0, 7.5, 90.0])  # its start, and when each response came
+    monkeypatch.setattr(mlx_vlm, "stream_generate", lambda *_, **__: iter(said))
+    monkeypatch.setattr(answers, "time", SimpleNamespace(perf_counter=clock.__next__))
+    found = answer(llava, None, prompts[0], bench.Settings(max_tokens=3), 0)
+    assert found.tokens == (5, 6, 7)
+    assert (found.prefill_seconds, found.decode_seconds) == (5.0, 2.5)
+    assert found.seconds_per_token == 1.25
 
 
 def test_a_drafter_that_fails_leaves_the_others_standing(
@@ -161,8 +179,10 @@ def test_contenders_answer_in_an_order_drawn_anew_and_the_warm_up_does_not_count
     llava: LoadedTarget, prompts: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
+    seeds: list[int] = []
 
     def noted(loaded: LoadedTarget, drafter: Any, *rest: Any) -> bench.Answer:
+        seeds.append(rest[-1])
         seen.append("mlx-vlm" if drafter is None else getattr(drafter, "name", "none"))
         return answer(loaded, drafter or NoDrafter(), *rest)
 
@@ -178,6 +198,9 @@ def test_contenders_answer_in_an_order_drawn_anew_and_the_warm_up_does_not_count
     assert len(turns) == 1 + 2 * 8  # the warm-up, and each prompt eight times
     assert all(set(turn) == {"none", "a", "b", "mlx-vlm"} for turn in turns)
     assert len({tuple(turn) for turn in turns}) > 6
+    drawn = [set(seeds[i : i + 4]) for i in range(4, len(seeds), 4)]
+    assert {len(each) for each in drawn} == {1}  # all draw alike, and otherwise each time
+    assert len(set.union(*drawn)) == 2 * 8
     assert {turn[0] for turn in turns} == {"none", "a", "b", "mlx-vlm"}
     assert [row["samples"] for row in rows] == [2] * 4
     assert [row["tokens"] for row in rows] == [rows[0]["tokens"]] * 4

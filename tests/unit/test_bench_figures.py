@@ -215,6 +215,15 @@ def test_the_table_says_all_that_was_measured(tmp_path: Path) -> None:
     assert "Skipped b: it is gone" in below
 
 
+def test_the_entropy_is_that_of_the_temperature(tmp_path: Path) -> None:
+    made = report(tmp_path)
+    plain, ours, _ = made["rows"]
+    made["rows"] = [plain, ours, plain | {"temperature": 1.0, "target_entropy": 0.75}]
+    made["rows"].append(ours | {"temperature": 1.0})
+    bits = [line.split()[-1] for line in render(made).splitlines()[1:5]]
+    assert bits == ["0.500", "0.500", "0.750", "0.750"]
+
+
 def test_markdown_has_a_cell_for_each_column(tmp_path: Path) -> None:
     lines = render(report(tmp_path), markdown=True).splitlines()
     table = [line for line in lines if line.startswith("|")]
