@@ -129,7 +129,9 @@ class Sampler:
         if self.greedy:
             return mx.argmax(logits, axis=-1).astype(mx.int32)
         if self.top_p == 1 and self.top_k == 0 and self.min_p == 0:  # the same law, fewer steps
-            return mx.random.categorical(self._tempered(logits), axis=-1, key=key).astype(mx.int32)
+            # `draw` in logarithms; MLX's own draws are too coarse for tokens below 1e-7.
+            times = arrivals(logits.shape, key)
+            return mx.argmax(self._tempered(logits) - mx.log(times), axis=-1).astype(mx.int32)
         return draw(self.probs(logits), key)
 
 

@@ -31,6 +31,7 @@ class Phases:
     Attributes:
         every: The second round is clocked, and every so many after it; 1: all of them.
         begun: Rounds begun.
+        ended: `begun` as the last round ended; rounds of a drafter that was dropped begin no more.
         rounds: Of these, clocked and done.
         draft_seconds: Time of the drafter in these, all together [s].
         verify_seconds: Time of the target's passes [s].
@@ -39,6 +40,7 @@ class Phases:
 
     every: int = 1
     begun: int = 0
+    ended: int = 0
     rounds: int = 0
     draft_seconds: float = 0.0
     verify_seconds: float = 0.0
@@ -55,8 +57,8 @@ class Phases:
 
     @property
     def now(self) -> bool:
-        """Whether the round begun last is clocked."""
-        return self.clocks(self.begun)
+        """Whether the round that is going on is clocked."""
+        return self.begun != self.ended and self.clocks(self.begun)
 
     def per_round(self) -> dict[str, float | None]:
         """Return `draft_seconds`, `verify_seconds`, `host_seconds` of a round; None unclocked."""
@@ -105,6 +107,7 @@ class GenerationStats:
             if self.phases.now:
                 self.phases.rounds += 1
                 self.phases.round_seconds += now - resumed
+            self.phases.ended = self.phases.begun
             self.generation_tokens += len(each.tokens)
             if first is None:
                 first = now

@@ -378,6 +378,25 @@ def test_a_parked_drafter_reads_the_prompt_when_it_is_asked(
     assert again.main.length == drafter.rewind(shown, 2).length
 
 
+@pytest.mark.parametrize("rows", [3, 100])
+def test_rows_kept_for_a_parked_drafter_are_bounded(
+    rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adaptive_module, "KEPT", rows * 16)
+    drafter = flash(3, "in turn")
+    lazy = adaptive(drafter, "hopeless", lookup=False)
+    hidden = mx.random.normal((12, 16), key=KEY)
+    prompt = Prompt((1, 2))
+    state, eager = (each.prefill(prompt, hidden[:2], 3) for each in (lazy, drafter))
+    kept = []
+    for place in range(2, 12):
+        state = lazy.extend(hidden[place : place + 1], (place - 1,), state)
+        eager = drafter.extend(hidden[place : place + 1], (place - 1,), eager)
+        kept.append(sum(len(each) for each, _ in state.unread))
+    assert max(kept) == min(rows, 10)
+    assert mx.allclose(lazy._read(state).slots, eager.slots, atol=1e-5)
+
+
 def test_a_tree_of_another_drafter_is_cut_to_what_may_be_lost() -> None:
     target, curve = target_of(2), CURVES["middling"]
     wide = Topology((-1, *[0] * 4, *[1] * 4))

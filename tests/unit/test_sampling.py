@@ -129,6 +129,13 @@ def test_draws_follow_the_law_and_the_key() -> None:
     assert (drawn == again).all()
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_plain_and_drafted_rows_are_drawn_by_one_rule(temperature: float) -> None:
+    sampler, key = Sampler(temperature=temperature), mx.random.key(3)
+    logits = mx.random.normal((200, 40), key=mx.random.key(4))
+    assert sampler.sample(logits, key).tolist() == draw(sampler.probs(logits), key).tolist()
+
+
 def test_what_has_no_probability_is_never_drawn() -> None:
     rows = mx.broadcast_to(mx.array([0.0, 1.0, 0.0, 2.0]), (20000, 4))
     assert set(np.array(draw(rows, mx.random.key(0))).tolist()) == {1, 3}

@@ -1,6 +1,6 @@
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -156,6 +156,25 @@ def test_time_outside_of_target_and_drafter_is_the_hosts(
     assert phases.rounds == len(range(2, stats.rounds + 1, every))
     assert phases.per_round() == {"draft_seconds": 27, "verify_seconds": 100, "host_seconds": 3}
     assert phases.host_seconds == 3 * phases.rounds
+
+
+@pytest.mark.filterwarnings("ignore:A drafter must return ids")
+@pytest.mark.parametrize("every", [1, 2])
+def test_rounds_after_a_broken_drafter_was_dropped_are_not_clocked(every: int) -> None:
+    class Broken(RandomDrafter):
+        def draft(self, root: int, state: None, sampler: Sampler, key: mx.array) -> DraftTree:
+            tree = super().draft(root, state, sampler, key)
+            asked.append(root)
+            return replace(tree, tokens=tree.tokens + (100 if len(asked) == 4 else 0))
+
+    asked: list[int] = []
+    phases = Phases(every)
+    target, drafter = clocked(ToyTarget(), Broken(Topology.chain(2), 11, True), phases)
+    stats = GenerationStats(phases=phases)
+    list(stats.watch(decoding(target, drafter, 30)))
+    assert (len(asked), phases.begun) == (4, 4)
+    assert stats.rounds > 10
+    assert phases.rounds == len(range(2, 5, every))
 
 
 def test_a_pass_ahead_is_clocked_in_the_round_that_it_is_for() -> None:
