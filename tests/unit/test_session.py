@@ -2,11 +2,14 @@
 
 from dataclasses import replace
 from itertools import zip_longest
+from types import SimpleNamespace
 
 import mlx.core as mx
 import pytest
 
+from flash_mlx.around import TargetAround
 from flash_mlx.cost import Costs
+from flash_mlx.decode import NoDrafter, decode
 from flash_mlx.draft import FlashConfig, FlashDrafter, FlashModel, NgramDrafter
 from flash_mlx.draft.adaptive import paced
 from flash_mlx.draft.stepwise import StepwiseDrafter
@@ -14,8 +17,10 @@ from flash_mlx.generate import Model, generate, join, stream_generate, with_draf
 from flash_mlx.loading import read_by
 from flash_mlx.messages import Message
 from flash_mlx.processing import make_chat_prompt, make_prompt
+from flash_mlx.prompt import Prompt
+from flash_mlx.sampling import Sampler
 from flash_mlx.session import Session
-from flash_mlx.store import TextStore, state_bytes
+from flash_mlx.store import KeptText, Reading, TextStore, state_bytes
 from flash_mlx.targets import LoadedTarget
 from peers_reference import CONFIGS, random_model
 from tiny import random_image
@@ -221,3 +226,63 @@ def test_a_prompt_without_digests_shares_no_picture(llava: LoadedTarget) -> None
         answers = list(stream_generate(model, prompt, store=store, **SETTINGS))
         assert join(answers).kept_tokens == 0
     assert len(store) == 0
+
+
+def test_rows_of_a_new_picture_are_read_even_if_its_ids_were_said_before(
+    llava: LoadedTarget,
+) -> None:
+    said = (7, 8, 1, 2, 9, 9, 5, 6)
+    for images in ((), (((0, 2), "old"),)):
+        text = KeptText(llava.target, NoDrafter(), said, images, llava.target.make_cache(), None)
+        spans = (*(span for span, _ in images), (4, 6))
+        digests = (*(content for _, content in images), "new")
+        assert text.num_shared(Prompt(said, spans, image_digests=digests)) == 4
+        spans, digests = spans[:-1], digests[:-1]
+        assert text.num_shared(Prompt(said, spans, image_digests=digests)) == 7
+
+
+def test_a_text_is_not_given_to_another_target_with_the_same_ids(llava: LoadedTarget) -> None:
+    store, target, images = TextStore(), llava.target, (((0, 2), "picture"),)
+    store.put(KeptText(target, NoDrafter(), (7, 8, 1, 2), images, target.make_cache(), None))
+    prompt = Prompt((7, 8, 1, 3), ((0, 2),), image_digests=("picture",))
+    assert store.take(TargetAround(target), NoDrafter(), prompt) is None
+    assert store.take(target, NoDrafter(), prompt) is not None
+
+
+def test_rows_that_the_drafter_has_not_heard_of_are_not_kept(llava: LoadedTarget) -> None:
+    class Cut(NoDrafter):
+        def extend(self, hidden: mx.array, tokens: tuple[int, ...], state: None) -> None:
+            heard.append(tokens)
+            if len(heard) == 4:
+                raise KeyboardInterrupt
+
+    store, heard = TextStore(), []
+    prompt = make_prompt(llava, "What is this?", [ONE], digests=True)
+    reading = Reading(store, llava.target, Cut(), prompt)
+    rounds = decode(
+        reading.target,
+        reading.drafter,
+        prompt,
+        sampler=Sampler(),
+        key=mx.random.key(0),
+        max_tokens=12,
+        stop_ids=(),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        list(rounds)
+    reading.close()
+    (text,) = store._texts
+    assert len(text.tokens) == len(prompt) + 3
+    assert text.cache.length == len(text.tokens) - 1
+
+
+def test_answers_are_remembered_without_the_spaces_around_and_forgotten_but_for_the_system(
+    llava: LoadedTarget,
+) -> None:
+    session = Session(model_with(llava, "none"), system="Be brief.")
+    turn = (*session.messages, Message("user", "Hi"))
+    pieces = [SimpleNamespace(text=" Good "), SimpleNamespace(text="day.\n")]
+    assert list(session._remember(turn, iter(pieces))) == pieces
+    assert session.messages == (*turn, Message("assistant", "Good day."))
+    session.reset()
+    assert session.messages == (Message("system", "Be brief."),)
