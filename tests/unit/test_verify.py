@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from commands import command, make_drafter
 from flash_mlx import accept, cli
 from flash_mlx.around import TargetAround
+from flash_mlx.cost import Costs
 from flash_mlx.decode import Cache, NoDrafter, Output, Take
 from flash_mlx.draft import NgramDrafter
+from flash_mlx.draft.adaptive import paced
 from flash_mlx.joint_law import ReadOnce, compare, law_of_two
 from flash_mlx.measure import noise_floor
 from flash_mlx.penalties import Penalties
@@ -119,12 +121,19 @@ class Liar(RandomDrafter):
         return DraftTree(tree.topology, tree.tokens, mx.full((len(tree), V), 1 / V))
 
 
-def test_a_drafter_that_lies_about_its_law_is_found() -> None:
+@pytest.mark.parametrize("parked", [False, True])
+def test_a_drafter_that_lies_about_its_law_is_found_even_if_it_would_be_parked(
+    parked: bool,
+) -> None:
     class Stubborn(Liar):
         def draft(self, root: int, state: None, sampler: Sampler, key: mx.array) -> DraftTree:
             return super().draft(root, state, sampler, mx.random.key(1))
 
-    report = found(TARGET, Stubborn(Topology.chain(2), V, laws=True, sharpness=3.0))
+    drafter: Any = Stubborn(Topology.chain(2), V, laws=True, sharpness=3.0)
+    if parked:  # no draft pays, so none would be made
+        dear = Costs(1.0, ((1, 1.0), (2, 9.0)), ((1, 5.0),))
+        drafter = paced(drafter, lambda _, greedy: dear)
+    report = found(TARGET, drafter)
     assert report.greedy_identical  # ids are compared with the target's: no law is asked
     assert not report.passed
 
