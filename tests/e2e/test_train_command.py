@@ -53,6 +53,9 @@ def test_a_run_leaves_a_drafter_with_its_card(
     assert config["target"]["sha256"] in card
     assert "| examples | 4 |" in card  # two pictures, greedily and sampled; one is held out
     assert (whole / "training.png").read_bytes()[:4] == b"\x89PNG"
+    answers = [json.loads(line) for line in (whole / "answers.jsonl").open()]
+    assert sorted(row["temperature"] for row in answers) == [0, 0, 1, 1]
+    assert len({row["key"] for row in answers}) == 4
     kinds = [json.loads(line)["kind"] for line in (whole / "metrics.jsonl").open()]
     assert kinds.count("validation") == 2
     image = pictures / "0.png"

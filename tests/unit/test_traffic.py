@@ -15,7 +15,7 @@ from flash_mlx.cli import run
 from flash_mlx.prompt import Prompt
 from flash_mlx.train.answers import Asked
 from flash_mlx.train.source import Found
-from flash_mlx.train.traffic import TRAFFIC, TrafficLog, read_traffic
+from flash_mlx.train.traffic import EDGE, TRAFFIC, TrafficLog, identify, read_traffic
 
 VOCABULARY = 10
 PICTURES = Prompt((1, 2, 2, 3), ((1, 3),), {"pixel_values": mx.arange(4)})
@@ -50,6 +50,19 @@ def test_what_was_written_is_read(folder: Path) -> None:
     ]
     assert rows[0][0].prompt.inputs["pixel_values"].tolist() == [0, 1, 2, 3]
     assert not found.skipped
+
+
+def test_a_target_is_told_by_both_ends_of_its_weights(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    weights = tmp_path / "model.safetensors"
+    content = bytearray(3 * EDGE)
+    seen = []
+    for place in (0, len(content) - 1):
+        content[place] ^= 1
+        weights.write_bytes(content)
+        seen.append(identify(tmp_path))
+    (tmp_path / "config.json").write_text("{ }")
+    assert len({*seen, identify(tmp_path)}) == 3
 
 
 def test_an_answer_waits_until_no_other_process_writes(folder: Path) -> None:

@@ -60,6 +60,17 @@ def test_tiny_and_demo_weights_are_counted(llava, qwen):
         assert told == pytest.approx(have, rel=0.1), loaded.model_type
 
 
+def test_further_passes_and_batches_are_counted():
+    plain, further, more = (
+        estimate(LLAVA_7B, TrainConfig(**changes))
+        for changes in ({}, {"rollout": 1}, {"accumulate": 3})
+    )
+    assert further.parts["activations"] == 2 * plain.parts["activations"]
+    assert further.step_flops > plain.step_flops
+    assert more.parts == plain.parts  # one batch after the other
+    assert more.step_flops == pytest.approx(3 * plain.step_flops)
+
+
 def test_what_does_not_fit_is_told_with_what_does():
     config = TrainConfig(batch_size=12)
     whole = estimate(LLAVA_7B, config)

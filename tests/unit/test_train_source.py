@@ -46,6 +46,20 @@ def write(folder: Path, *rows: object) -> str:
     return str(file)
 
 
+def test_a_limit_draws_at_random(tmp_path: Path) -> None:
+    for number in range(20):
+        (tmp_path / f"{number:02}.png").touch()
+
+    def names(seed: int) -> list[str]:
+        found = find_questions(str(tmp_path), limit=5, seed=seed)
+        return [question.images[0].name for question in found.questions]
+
+    drawn = [names(seed) for seed in range(4)]
+    assert drawn[0] == names(0)
+    assert all(len(set(each)) == 5 for each in drawn)
+    assert len(set(map(tuple, drawn))) == 4
+
+
 def test_both_forms_of_rows_ask_the_same(folder: Path) -> None:
     llava = {
         "image": "b.png",

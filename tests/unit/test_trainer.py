@@ -13,7 +13,9 @@ from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.stats import GenerationStats
 from flash_mlx.train import Example, Teacher, TrainConfig, Trainer, TrainingCallback, collate
-from flash_mlx.train.state import METRICS, forget_metrics_after, log_metrics
+from flash_mlx.train.card import Facts, write_card
+from flash_mlx.train.folder import claim
+from flash_mlx.train.state import METRICS, STATE, forget_metrics_after, log_metrics
 from flash_reference import SMALL
 from toy import KEY, ToyTarget, generate
 from training import EXAMPLES, parameters
@@ -118,6 +120,27 @@ def test_reports_go_to_the_callback_and_to_the_metrics(tmp_path):
     assert shares == sorted(shares, reverse=True)
     length = lines[0]["estimated_acceptance_length"]
     np.testing.assert_allclose(length, 1 + sum(shares), atol=1e-3)
+
+
+def test_a_new_run_leaves_nothing_of_the_old_one_but_answers(tmp_path):
+    old = (STATE, METRICS, "config.json", "model.safetensors", "README.md", "training.png")
+    for name in (*old, "answers.jsonl", "skipped.jsonl"):
+        (tmp_path / name).write_text("old")
+    claim(tmp_path, {"iters": 1}, resume=True)
+    assert all((tmp_path / name).read_text() == "old" for name in old)
+    claim(tmp_path, {"iters": 1}, resume=False)
+    left = {file.name for file in tmp_path.iterdir()}
+    assert left == {"run.json", "answers.jsonl", "skipped.jsonl"}
+
+
+def test_names_cannot_write_into_a_card(tmp_path):
+    target = {"name": "a|b\n<c>`", "on_hub": True}
+    facts = Facts(target, {"x|": "y"}, SHORT, 1.0, 0.5, SMALL, "random", None, [], "here")
+    write_card(facts, tmp_path)
+    text = (tmp_path / "README.md").read_text()
+    assert "# A drafter for a\\|b &lt;c>'\n" in text
+    assert 'base_model: "a|b\\n<c>`"\n' in text
+    assert "| x\\| | y |" in text
 
 
 def test_reports_after_the_checkpoint_are_dropped(tmp_path):
