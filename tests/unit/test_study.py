@@ -97,6 +97,25 @@ def test_one_layer_drafters_are_taught_at_the_rows_that_they_draft_from(study, k
     assert said.tolist() == list(answer[1:])
 
 
+def test_taps_stand_before_the_states_that_are_known_without_them(study, tmp_path):
+    model, _, _, (_, replay, data, _), _ = study
+    scene, asked = 31_000_000, "Describe the image in detail."
+    prompt = make_prompt(model.loaded, asked, [data.picture_of(scene)])
+    answers = [[37, 553, 396, 489, 2], [751, 381, 325, 2]]
+    rows = [{"scene": scene, "prompt": asked, "answer": answer} for answer in answers]
+    file = tmp_path / "answers.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    known = data.load_examples(model.loaded, file, tmp_path)
+    for _ in range(2):  # computed, then read from the disk
+        wide = data.with_taps(model.loaded, known, file, tmp_path, (2, 6))
+        for number, answer in enumerate(answers):
+            tapped = replay.states(TappedTarget(model.target, (2, 6)), prompt, answer).hidden
+            np.testing.assert_allclose(wide.rows(number), tapped, rtol=1e-2, atol=1e-2)
+            size = model.target.hidden_size
+            last = wide.rows(number)[:, -size:]
+            np.testing.assert_allclose(last, known.rows(number), rtol=2e-2, atol=2e-2)
+
+
 def test_every_variant_is_a_drafter_and_a_training_of_its_own(study):
     model, *_, (_, _, variants, _) = study
     seen = {}
