@@ -19,6 +19,7 @@ from flash_mlx.train.losses import (
     list_mle,
     negative_log_acceptance,
     objective,
+    overlap,
     smooth_l1,
     soft_cross_entropy,
     total_variation,
@@ -181,6 +182,19 @@ def test_objectives_equal_their_formulas():
     np.testing.assert_allclose(hybrid_acceptance(*args), hybrid, rtol=1e-5)
     got = argmax_cross_entropy(args[0], mx.array(best))
     np.testing.assert_allclose(got, -np.log(q[np.arange(5), best]), rtol=1e-5)
+
+
+def test_no_gradient_flows_through_the_share_of_the_hybrid():
+    logits = mx.random.normal((4, 7), key=mx.random.key(0))
+    p = mx.softmax(3 * mx.random.normal((4, 7), key=mx.random.key(1)), axis=-1)
+    share = mx.exp(-3 * overlap(logits, p))
+
+    def held(z):
+        mixed = share * soft_cross_entropy(z, p) + (1 - share) * total_variation(z, p)
+        return mixed.sum()
+
+    got = mx.grad(lambda z: hybrid_acceptance(z, p).sum())(logits)
+    np.testing.assert_allclose(got, mx.grad(held)(logits), atol=1e-6)
 
 
 def test_list_mle_is_the_chance_to_draw_the_order():

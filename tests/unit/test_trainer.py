@@ -163,6 +163,7 @@ def test_the_learning_rate_rises_and_falls(tmp_path):
     make_trainer(tmp_path, config, callback=recorder).run()
     rates = [info["learning_rate"] for info in recorder.train]
     assert np.argmax(rates) in (3, 4)
+    np.testing.assert_allclose(rates[:4], np.array([1, 2, 3, 4]) * 1e-3 / 5, rtol=0.06)
     np.testing.assert_allclose(max(rates), 1e-3, rtol=0.05)
     assert 0.05e-3 <= rates[-1] < 0.1e-3
     assert rates[0] < 0.5e-3
