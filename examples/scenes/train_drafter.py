@@ -24,6 +24,7 @@ import mlx.core as mx
 import numpy as np
 
 from answers import moments_of, picture_of
+from flash_mlx.checkpoint import load_model
 from flash_mlx.draft import FlashConfig, FlashModel
 from flash_mlx.draft.drafter import FlashDrafter
 from flash_mlx.processing import make_prompt
@@ -133,12 +134,32 @@ def measured(loaded: LoadedTarget, model: FlashModel, scenes: int) -> dict[str, 
     }
 
 
+def first_model(loaded: LoadedTarget, changes: Mapping[str, Any]) -> FlashModel:
+    """A drafter that has learned nothing, of the demo's sizes."""
+    settings: dict[str, Any] = {
+        "block_size": 10,
+        "num_latents": 16,
+        "num_heads": 3,
+        "head_dim": 64,
+        "norm_inputs": True,
+        "recurrent_size": 128,
+    }
+    mx.random.seed(3)
+    target = loaded.target
+    return FlashModel(
+        FlashConfig(
+            hidden_size=target.hidden_size, vocab_size=target.vocab_size, **(settings | changes)
+        )
+    )
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--answers", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--init-from", type=Path, help="a drafter to go on with; default: none")
     parser.add_argument(
         "--config", type=json.loads, default={}, help="settings of FlashConfig, as JSON"
     )
@@ -165,20 +186,7 @@ def main() -> None:
         return mx.array(padded)
 
     target = loaded.target
-    settings: dict[str, Any] = {
-        "block_size": 10,
-        "num_latents": 16,
-        "num_heads": 3,
-        "head_dim": 64,
-        "norm_inputs": True,
-        "recurrent_size": 128,
-    }
-    mx.random.seed(3)
-    model = FlashModel(
-        FlashConfig(
-            hidden_size=target.hidden_size, vocab_size=target.vocab_size, **(settings | args.config)
-        )
-    )
+    model = load_model(args.init_from) if args.init_from else first_model(loaded, args.config)
 
     def validate(averaged: FlashModel) -> Mapping[str, float]:
         return measured(loaded, averaged, args.scenes)
