@@ -23,6 +23,7 @@ from language import (
     capital,
     count_phrase,
     joined,
+    listing,
     location,
     noun_phrase,
     object_sentence,
@@ -85,6 +86,9 @@ VIDEO_PROMPTS = (
 )
 EVENTS_PROMPTS = ("What happens in the video?", "What changes in the video?")
 STEPS_PROMPTS = ("List what happens in the video.", "List the events of the video.")
+VIEW_PROMPTS = tuple(
+    f"List the objects {when}." for when in ("at the beginning", "in the middle", "at the end")
+)
 
 
 def happening(clip: Clip, number: int, words: str, rng: random.Random) -> str:
@@ -195,7 +199,7 @@ _QUESTIONS = (_ask_order, _ask_order, _ask_end, _ask_where, _ask_what_of)
 
 
 def clip_conversation(clip: Clip, kind: str, rng: random.Random) -> tuple[str, str]:
-    """A prompt and its answer. `kind`: caption, events, steps or question."""
+    """A prompt and its answer. `kind`: caption, events, steps, view or question."""
     if kind == "caption":
         return rng.choice(VIDEO_PROMPTS), caption(clip, rng)
     if kind == "events":
@@ -203,4 +207,7 @@ def clip_conversation(clip: Clip, kind: str, rng: random.Random) -> tuple[str, s
     if kind == "steps":
         lines = [f"{i + 1}. {stated(clip, i)}" for i in range(MOMENTS - 1)]
         return rng.choice(STEPS_PROMPTS), "\n".join(lines)
+    if kind == "view":
+        moment = rng.randrange(MOMENTS)
+        return VIEW_PROMPTS[moment], listing(clip.scene(moment))
     return rng.choice(_QUESTIONS)(clip, rng)

@@ -46,7 +46,13 @@ from runs import load_run, load_stage, make_optimizer, save_run, set_rate
 CORRUPTED = 0.02  # share of visual tokens whose labels come from another patch of the same picture
 NOISE = 0.1  # standard deviation, relative to the vectors'
 KINDS = ("caption", "caption", "question+question+question+question", "list+question+brief")
-CLIP_KINDS = ("caption", "caption", "question+question+question", "steps+question+events")
+CLIP_KINDS = (
+    "caption",
+    "view+steps+view+question",
+    "steps+view+question+view",
+    "events+question+view+question",
+    "question+steps+view+events",
+)
 
 
 @dataclass(frozen=True)
