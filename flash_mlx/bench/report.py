@@ -73,14 +73,16 @@ def bound(row: Mapping[str, Any], curve: Mapping[int, float], plain: float) -> d
     Args:
         row: Of a contender, with `outcomes`.
         curve: Rows of a pass to its time [s].
-        plain: Time of a token of plain decoding [s].
+        plain: Time of a token of plain decoding [s]. A pass that is waited for takes longer than
+            one that plain decoding queues ahead, so costs are counted in this.
 
     Returns:
         `bound`: tokens per pass / (cost of a pass + cost of drafting), costs in plain tokens, the
         pass's a mean over the rounds by their rows. `of_bound`: the speed-up's share of it.
         `unmeasured_rounds`: those of more rows than the curve has, which goes on as it ended.
     """
-    costs = Costs(curve[1], tuple(sorted(curve.items())))
+    curve = {**curve, 1: min(plain, curve[1])}
+    costs = Costs(plain, tuple(sorted(curve.items())))
     passes = sum(costs.round(1 + drafted) * number for drafted, _, number in row["outcomes"])
     draft = (row["draft_seconds"] or 0.0) / plain if row["drafted"] else 0.0
     most = row["mean_acceptance_length"] / (passes / row["rounds"] + draft)

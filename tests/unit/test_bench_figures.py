@@ -154,6 +154,9 @@ def test_the_bound_is_what_costs_allow() -> None:
     assert found["of_bound"] == pytest.approx(1.5 / most)
     assert found["unmeasured_rounds"] == 0
     assert bound(row, {1: 0.1, 3: 0.12}, 0.1)["unmeasured_rounds"] == 2
+    # Plain decoding queues its passes ahead: one that is waited for is no measure of it.
+    faster = bound(row, {1: 0.1, 2: 0.12, 4: 0.14}, 0.08)["bound"]
+    assert faster == pytest.approx((8 / 3) / ((1.75 + 1.75 + 1) / 3 + 0.25))
 
 
 def machine(folder: Path) -> Report:
