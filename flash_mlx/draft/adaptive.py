@@ -90,9 +90,10 @@ class AdaptiveDrafter:
         main: Any = self._read(state) if self._goes_on(state) else None
         if isinstance(main, FlashState):
             mx.async_eval(main.slots)  # the device reads while the host decides
-        pace, lookup = self._pace(state, greedy=sampler.greedy), self._heard(state)
-        if pace.wait:
-            return parked(root, Offer(pace, main, lookup, ahead=True), state)
+        pace = self._pace(state, greedy=sampler.greedy)
+        if pace.wait:  # the text is read when it is asked for drafts again
+            return parked(root, Offer(pace, main, None, ahead=True), state)
+        lookup = self._heard(state)
         reach, drafter = self._reach(pace), self.drafter
         main = self._read(state) if reach and main is None else main
         block = drafter.block_size if isinstance(drafter, FlashDrafter) else NO_LIMIT
@@ -120,11 +121,13 @@ class AdaptiveDrafter:
         self, hidden: mx.array, tokens: tuple[int, ...], state: AdaptiveState
     ) -> AdaptiveState:
         """Take note of a round; see `Drafter`. The drafter reads it when it is asked again."""
-        lookup, said, last = state.lookup, (*state.said, *tokens), state.last
+        lookup, last = state.lookup, state.last
+        said = () if self.lookup is None else (*state.said, *tokens)
         main, prompt, unread = state.main, state.prompt, state.unread
         if state.offers:  # the last row of a prompt comes without a draft
             (offer,) = state.offers
-            lookup, said = offer.lookup, tokens
+            if offer.lookup is not None:
+                lookup, said = offer.lookup, tokens
             last = replace(offer, main=None, lookup=None), tokens
             if offer.main is not None:
                 main, prompt, unread = offer.main, (), ()

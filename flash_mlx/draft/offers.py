@@ -40,7 +40,7 @@ class Offer:
     Attributes:
         pace: That decided it.
         main: The drafter's state, all rows read; None if it has not read them.
-        lookup: The text's own drafts, all tokens read; None without them.
+        lookup: The text's own drafts, all tokens read; None without them, or if nobody asked.
         nodes: Rows 1, 2, ... of the tree. None: a chain drawn on the device.
         drafts: [N] int32, drawn on the device in the shape of `nodes`; None: the host knows the
             drafts, and a node's `kind` is its kind and its forecast.
