@@ -133,8 +133,9 @@ class Pace:
 
     def carried(self, costs: Costs) -> Pace:
         """Return the pace of a text that follows this one; what was lost may not be lost again."""
-        lost = self.spent - (1 + RISK_PER_TOKEN) * self.tokens
-        return replace(self, costs=costs, tokens=0, spent=max(-CREDIT, lost)).settled()
+        loss = self.spent - self.tokens
+        left = max(loss - RISK_PER_TOKEN * self.tokens, min(loss, 0.0), -CREDIT)
+        return replace(self, costs=costs, tokens=0, spent=left).settled()
 
     @property
     def gain(self) -> float:

@@ -118,6 +118,10 @@ def test_what_earlier_texts_gained_may_be_risked_and_what_they_lost_may_not() ->
     assert gainful.affords(1 + dear, dear)
     assert gainful.spent == -CREDIT
     assert not gainful.carried(costs).affords(12, 11)  # credit does not add up
+    assert fresh.carried(costs).spent == 0
+    assert fresh.parked(500).carried(costs).spent == 0  # nothing was gained
+    assert replace(fresh, tokens=500, spent=500.6).carried(costs).spent == 0
+    assert replace(fresh, tokens=500, spent=499.6).carried(costs).spent == pytest.approx(-0.4)
     lost = replace(fresh, tokens=20, spent=20.7).carried(costs)
     assert lost.wait > 0
     assert lost.spent == pytest.approx(0.7 - 20 * RISK_PER_TOKEN)
