@@ -74,7 +74,8 @@ class Job:
             self.close()
             raise
         self.num_done = len(items) - len(self.todo)
-        self.num_failed = sum(text is None for text in done.values())
+        failed = {key for key, text in done.items() if text is None}
+        self.num_failed = sum((item.path, item.prompt) in failed for item in items)
 
     def run(self, model: Model, **settings: Any) -> Iterator[Caption]:
         """Describe what is to be done, and write down each caption before it is returned.

@@ -142,6 +142,9 @@ def test_to_resume_is_to_skip_what_is_done(model: Model, photos: Path, tmp_path:
     job = Job([photos], output=output, resume=True)
     assert (len(job.todo), job.num_done, job.num_failed) == (0, 4, 1)
     job.close()
+    job = Job([photos / "0.png"], output=output, resume=True)  # rows of other pictures are not its
+    assert (len(job.todo), job.num_done, job.num_failed) == (0, 1, 0)
+    job.close()
     # Another question about the same pictures is not done yet.
     job = Job([photos], "Why?", output=output, resume=True)
     assert (len(job.todo), job.num_done) == (4, 0)
