@@ -52,7 +52,8 @@ def build(
         if row["error"] is None and row["rounds"]:
             plain = _seconds_per_token(rows, row["temperature"])
             row |= bound(row, curve, plain)
-            if replay_costs and row["drafted"]:
+            # Of texts of a round each, no time of drafting is known.
+            if replay_costs and row["drafted"] and row["draft_seconds"] is not None:
                 row["projected"] = projections(row, row["draft_seconds"] / plain)
     return {
         "machine": seen,

@@ -165,18 +165,17 @@ def machine(folder: Path) -> Report:
     return Report("Linux", "CPU", 2, 8.0, "3", versions, "cpu", "CPU", blas, {1: 1.0}, 1e-3, {})
 
 
-def report(folder: Path) -> dict[str, Any]:
+def report(folder: Path, drafting: float | None = 0.25, **more: Any) -> dict[str, Any]:
     said = {"drafter": "none", "temperature": 0.0, "error": None, "target_entropy": 0.5}
     said |= {"asked": describe([asked()]), "first_divergence": None, "latents": 0.0}
     said |= figures([sample(PLAIN, PLAIN)])
-    clocked = {"draft_seconds": 0.25, "verify_seconds": 1.0, "host_seconds": 0.05}
+    clocked = {"draft_seconds": drafting, "verify_seconds": 1.0, "host_seconds": 0.05}
     ours = {"drafter": "ours|a", "temperature": 0.0, "error": None, **clocked, "latents": 4.0}
     ours["first_divergence"] = {"prompt": 0, "position": 7, "tokens": [1, 2], "logit_gap": 1e-6}
     ours |= figures([sample(made(11, 1, 5, {(2, 1): 5}), PLAIN)])
     failed = {"drafter": "bad", "temperature": 0.0, "error": "ValueError: no luck"}
-    return build(
-        [said, ours, failed], {"model": "m"}, machine(folder), {1: 1.0, 4: 1.4}, {"b": "it is gone"}
-    )
+    costs, skipped = {1: 1.0, 4: 1.4}, {"b": "it is gone"}
+    return build([said, ours, failed], {"model": "m"}, machine(folder), costs, skipped, **more)
 
 
 def test_the_report_holds_no_path_of_the_machine(tmp_path: Path) -> None:
@@ -216,6 +215,15 @@ def test_the_table_says_all_that_was_measured(tmp_path: Path) -> None:
     assert "a table; up to 3 rows a pass, but measured for 2" in render(made)
     assert "16 of them visual; on average 4 latents for ours|a" in below
     assert "Skipped b: it is gone" in below
+
+
+@pytest.mark.parametrize(("drafting", "projects"), [(0.25, True), (None, False)])
+def test_where_no_draft_was_clocked_nothing_is_projected(
+    tmp_path: Path, drafting: float | None, projects: bool
+) -> None:
+    made = report(tmp_path, drafting, replay_costs=True)
+    assert [("projected" in row) for row in made["rows"]] == [False, projects, False]
+    assert ("projected at the 4-bit costs of" in render(made)) == projects
 
 
 def test_the_entropy_is_that_of_the_temperature(tmp_path: Path) -> None:
