@@ -24,6 +24,8 @@ from flash_mlx.bench.pacing import record
 from flash_mlx.bench.questions import Question
 from flash_mlx.decode import Drafter, NoDrafter
 from flash_mlx.draft.adaptive import belief_in, unpaced
+from flash_mlx.draft.drafter import FlashDrafter
+from flash_mlx.draft.stepwise import StepwiseDrafter
 from flash_mlx.loading import num_latents
 from flash_mlx.measure import first_difference, read_answer, total_entropy
 from flash_mlx.processing import Detokenizer
@@ -182,8 +184,11 @@ class _Contest:
                 row["first_divergence"] = self.divergences.get(name)
                 row |= self.phases[name].per_round()
                 if name in self.recorded:
-                    row["recorded"] = self.recorded[name]
-                    row["belief"] = belief_in(unpaced(self.contenders[name]))
+                    drafter = unpaced(self.contenders[name])
+                    row["recorded"], row["belief"] = self.recorded[name], belief_in(drafter)
+                    row["block_size"] = None
+                    if isinstance(drafter, FlashDrafter | StepwiseDrafter):
+                        row["block_size"] = drafter.block_size
             if name == PLAIN and PLAIN not in self.errors:
                 row["target_entropy"] = self._bits / self._tokens
                 row["asked"] = describe(self.asked)

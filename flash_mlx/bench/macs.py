@@ -150,7 +150,8 @@ def _paced(row: Mapping[str, Any], costs: Costs, draft: float) -> dict[str, floa
     texts = row.get("recorded", ())
     if not any(map(len, texts)):
         return {}
-    block = max(1, max(max(text, default=0) for text in texts))
+    # A drafter does not know how many of its block will be right at most.
+    block = row["block_size"] or max(1, max(max(text, default=0) for text in texts))
     costs = replace(costs, drafts=((1, draft * costs.plain), (block + 1, draft * costs.plain)))
     speedups = [replay(text, costs, block, row["belief"])[0] for text in texts if text]
     return {"projected_paced": statistics.median(speedups), "projected_worst": min(speedups)}

@@ -66,6 +66,7 @@ def test_greedy_texts_are_recorded_for_pacing(
         else:
             assert sum(1 + len(text) for text in ours["recorded"]) == plain["tokens"]
             assert ours["belief"] == drafter.model.config.expected_acceptance
+            assert ours["block_size"] == drafter.block_size
             assert "projected_paced" in projections(ours, 0.1)[0]
 
 

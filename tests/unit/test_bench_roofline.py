@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,12 +96,19 @@ def test_the_best_number_of_drafts_is_found() -> None:
 
 
 def test_recorded_texts_are_paced_at_each_curve() -> None:
-    row = {"outcomes": [[4, 4, 9]], "recorded": [[4] * 200, [0] * 100, []], "belief": 0.9}
+    row: dict[str, Any] = {"outcomes": [[4, 4, 9]], "belief": 0.9, "block_size": None}
+    row["recorded"] = [[4] * 200, [0] * 100, []]
     for found, curve in zip(projections(row, 0.1), CURVES, strict=True):
         assert 0.98 <= found["projected_worst"] <= 1
         if curve.name == "M3 Max":  # three drafts cost 1.38 tokens, a useless first try 0.4
             assert 1.5 < found["projected_paced"] < 4 / 1.38
     assert "projected_paced" not in projections({"outcomes": [[4, 4, 9]]}, 0.1)[0]
+
+
+def test_a_block_that_is_never_right_to_its_end_is_paced_as_one() -> None:
+    row: dict[str, Any] = {"outcomes": [[4, 4, 9]], "belief": 0.9, "recorded": [[2, 1] * 30]}
+    short, whole = (projections(row | {"block_size": size}, 0.15)[-1] for size in (2, 10))
+    assert whole["projected_paced"] < 0.9 * short["projected_paced"]
 
 
 def test_recorded_rounds_are_replayed_at_given_costs() -> None:
