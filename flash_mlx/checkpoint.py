@@ -33,10 +33,12 @@ from flash_mlx.targets.weights import dequantize
 
 __all__ = [
     "TargetFacts",
+    "drafter_of",
     "load_drafter",
     "load_model",
     "load_network",
     "read_config",
+    "read_settings",
     "resolve_path",
     "save_drafter",
 ]
@@ -80,15 +82,26 @@ def load_drafter(
     dtype = target.embed(mx.array([0])).dtype
     model = _load(path, kind, config, notes, dtype, keep_quantized=keep_quantized)
     lay_out_for_few_rows(model)
+    return drafter_of(model, target, block_size, best_tokens, trees=facts.trees)
+
+
+def drafter_of(
+    model: DraftModel,
+    target: Target,
+    block_size: int | None = None,
+    best_tokens: BestTokens | None = None,
+    *,
+    trees: bool = True,
+) -> FlashDrafter | StepwiseDrafter:
+    """Return what drafts with a network; arguments as of `load_drafter` and `TargetFacts`."""
+    lends = target.embed, target.lm_head
     if isinstance(model, FlashModel):
-        return FlashDrafter(model, target.embed, target.lm_head, block_size, best_tokens)
-    return StepwiseDrafter(
-        model, target.embed, target.lm_head, target.vocab_size, block_size, trees=facts.trees
-    )
+        return FlashDrafter(model, *lends, block_size, best_tokens)
+    return StepwiseDrafter(model, *lends, target.vocab_size, block_size, trees=trees)
 
 
 def load_model(path: Path, dtype: mx.Dtype = mx.float32) -> FlashModel:
-    """Load a FLASH drafter's network, to go on training it or to draft with it.
+    """Load a FLASH drafter's network.
 
     Raises:
         OSError: If a file is missing or cannot be read.
@@ -110,6 +123,16 @@ def load_network(path: Path, dtype: mx.Dtype = mx.float32) -> tuple[DraftModel, 
     return model, {name: note for name, note in notes.items() if name in NOTES}
 
 
+def read_settings(path: Path) -> tuple[str, Config]:
+    """Return the kind of a drafter and its settings, from its `config.json` alone.
+
+    Raises:
+        OSError: If the folder has none.
+        ValueError: If it is no drafter's.
+    """
+    return _read(path)[:2]
+
+
 def read_config(path: Path) -> FlashConfig:
     """Return the settings in a FLASH drafter's `config.json`.
 
@@ -117,12 +140,9 @@ def read_config(path: Path) -> FlashConfig:
         OSError: If the folder has none.
         ValueError: If it is not a FLASH drafter's.
     """
-    kind, config, _ = _read(path)
+    kind, config = read_settings(path)
     if not isinstance(config, FlashConfig):
-        raise ValueError(
-            f'{path / CONFIG} must say "draft_kind": "flash" to be trained; it says "{kind}". '
-            "Begin with a new drafter, or with one of that kind."
-        )
+        raise ValueError(f"{path / CONFIG} must be a FLASH drafter's; it is that of {kind}.")
     return config
 
 

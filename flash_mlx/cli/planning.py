@@ -12,7 +12,9 @@ import mlx.core as mx
 
 from flash_mlx.checkpoint import resolve_path
 from flash_mlx.cli.asking import find
+from flash_mlx.cli.beginning import origin
 from flash_mlx.cli.training import HIDDEN_BYTES, settings
+from flash_mlx.draft.config import FlashConfig
 from flash_mlx.files import read_json
 from flash_mlx.loading import DEMO
 from flash_mlx.train import TrainConfig
@@ -33,11 +35,16 @@ def show_plan(options: Mapping[str, Any]) -> None:
     if name != "demo":
         folder = resolve_path(name, options["revision"], only=("config.json",))
     target = read_json(folder / "config.json")
-    config, sizes = settings(options)
+    begin = origin(options)
+    config, sizes = settings(options, begin)
     on_cpu = mx.default_device() == mx.Device(mx.cpu)
     if not on_cpu and "dtype" not in options["settings"]:
         config = replace(config, dtype="bfloat16")
     shape = default_config(*text_sizes(target), sizes)
+    if begin is not None:
+        if not isinstance(begin.config, FlashConfig):
+            raise click.UsageError(f"--plan knows FLASH drafters; {begin.name} is {begin.kind}.")
+        shape = begin.config
     if "chunk" not in options["settings"]:
         config = replace(config, chunk=chunk_for(shape))
     count = config.iterations * config.batch_size * config.accumulate

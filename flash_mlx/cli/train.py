@@ -71,7 +71,10 @@ def _settings(
 @click.option("--resume", is_flag=True, help="Go on with the run in --output, if there is one.")
 @click.option("--overwrite", is_flag=True, help="Begin again there; answers are kept.")
 @click.option("--plan", is_flag=True, help="Print what memory and time it takes, and stop.")
-@click.option("--init-from", help="FLASH drafter to go on training: demo, folder or hub id.")
+@click.option(
+    "--init-from",
+    help="FLASH, EAGLE, MSD or ViSpec drafter to go on training: demo, folder or hub id.",
+)
 @click.option(
     "--init",
     "start",
@@ -80,10 +83,9 @@ def _settings(
 )
 @click.option(
     "--preset",
-    type=click.Choice(["ours", "flash", "msd", "vispec"]),
-    default="ours",
-    show_default=True,
-    help="Objectives and optimiser of a method.",
+    type=click.Choice(["ours", "flash", "eagle", "msd", "vispec"]),
+    help="Objectives and optimiser of a method.  [default: ours; with --init-from an EAGLE, MSD or "
+    "ViSpec drafter its published one]",
 )
 @click.option(
     "--answers",

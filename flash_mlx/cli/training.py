@@ -13,19 +13,18 @@ import click
 import mlx.core as mx
 
 from flash_mlx import bench
-from flash_mlx.checkpoint import load_model, read_config, resolve_path
+from flash_mlx.checkpoint import drafter_of, load_network
 from flash_mlx.cli.asking import Data, answer, ask
+from flash_mlx.cli.beginning import Origin, origin, start_of
 from flash_mlx.cli.progress import Bar, interruptible, progress
 from flash_mlx.cli.reporting import Several, report_to
 from flash_mlx.decode import Target
-from flash_mlx.draft import FlashDrafter, FlashModel
-from flash_mlx.loading import DEMO, Model, load, read_by
+from flash_mlx.loading import Model, read_by
 from flash_mlx.train import Example, Teacher, TrainConfig, Trainer, TrainingCallback
 from flash_mlx.train.card import Facts, write_card
-from flash_mlx.train.config import configure
+from flash_mlx.train.config import PRESET_OF, configure
 from flash_mlx.train.features import FeatureCache
 from flash_mlx.train.folder import PLOT, RUN, check, claim, describe_target
-from flash_mlx.train.initial import Start, drafter_config, new_model
 from flash_mlx.train.plan import chunk_for
 from flash_mlx.train.plot import plot, read_metrics
 from flash_mlx.train.teacher import read_examples
@@ -60,13 +59,14 @@ def run(options: Mapping[str, Any]) -> bool:
         ValueError: Data, target, drafter or settings do not fit, or the loss is no number.
     """
     output: Path = options["output"]
-    config, sizes = settings(options)
+    begin = origin(options)
+    config, sizes = settings(options, begin)
     wanted = {name: value for name, value in options.items() if name not in NOT_ASKED}
     request = {name: str(v) if isinstance(v, Path) else v for name, v in wanted.items()}
     resume = bool(options["resume"])
     is_begun = check(output, request, resume=resume, overwrite=options["overwrite"])
     reporter = report_to(options["report_to"], output, request)
-    model, drafter, origin = _begin(options, config, sizes)
+    model, drafter = start_of(options, begin, config, sizes)
     target = describe_target(model)
     questions = ask(model, options, config, str(target["sha256"]))
     # What another run left is dropped last, once nothing can be wrong with this one's settings.
@@ -79,12 +79,13 @@ def run(options: Mapping[str, Any]) -> bool:
         config = replace(config, dtype=narrow)
     if "chunk" not in options["settings"]:
         config = replace(config, chunk=chunk_for(drafter.config))
-    lends = model.target
+    lends = model.loaded.target
     # With taps, the target hands out more of itself.
-    target_read = read_by(FlashDrafter(drafter, lends.embed, lends.lm_head), model.loaded).target
+    target_read = read_by(drafter_of(drafter, lends), model.loaded).target
+    width = lends.hidden_size * (1 + len(drafter.taps(lends.num_layers)))
     trainer = Trainer(
         drafter,
-        _teacher(target_read, options, data.examples, drafter.width),
+        _teacher(target_read, options, data.examples, width),
         data.examples,
         output,
         config,
@@ -94,6 +95,7 @@ def run(options: Mapping[str, Any]) -> bool:
             [one.prompt for one in data.held_out],
             options["max_tokens"],
             model.loaded.eos_ids,
+            trees=lends.supports_tree,
         ),
     )
     if is_taken:
@@ -101,27 +103,8 @@ def run(options: Mapping[str, Any]) -> bool:
     with reporter:
         finished = _train(trainer, reporter, is_begun=is_begun)
     if finished:
-        _describe(model, trainer, data, target, origin, options)
+        _describe(model, trainer, data, target, options)
     return finished
-
-
-def _begin(
-    options: Mapping[str, Any], config: TrainConfig, sizes: Mapping[str, Any]
-) -> tuple[Model, FlashModel, str]:
-    """Return the target with what drafts its answers, the drafter to train, and its origin."""
-    begin = options["init_from"]
-    if begin:
-        folder = DEMO / "drafter" if begin == "demo" else resolve_path(begin)
-        read_config(folder)  # fails soon where it is of another kind
-        model = load(options["model"], folder, revision=options["revision"])
-        return model, load_model(folder), f"the drafter {begin}"
-    start: Start = options["start"] or "random"
-    model = load(options["model"], "auto", revision=options["revision"])
-    try:
-        shape = drafter_config(model.loaded, start, sizes)
-    except ValueError as error:
-        raise click.UsageError(str(error)) from error
-    return model, new_model(model.loaded, shape, start, config.seed), start
 
 
 def _teacher(
@@ -150,13 +133,20 @@ def _teacher(
     return Teacher.of(target, HIDDEN_BYTES, lambda example: cache.get(example, dtype))
 
 
-def settings(options: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
+def settings(
+    options: Mapping[str, Any], begin: Origin | None
+) -> tuple[TrainConfig, dict[str, Any]]:
     """Return how to train, and what of a new drafter's sizes was chosen.
+
+    Args:
+        options: Of the command.
+        begin: From `origin`.
 
     Raises:
         UsageError: A setting is unknown, out of its range, or for nothing.
     """
     steps = options["iters"]
+    preset = options["preset"] or PRESET_OF["flash" if begin is None else begin.kind]
     changes: dict[str, Any] = {
         "iterations": steps,
         "batch_size": options["batch_size"],
@@ -172,8 +162,8 @@ def settings(options: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
     }
     if options["learning_rate"]:
         changes["learning_rate"] = options["learning_rate"]
-    elif options["init_from"]:
-        changes["learning_rate"] = configure(options["preset"]).learning_rate / 10
+    elif begin is not None:
+        changes["learning_rate"] = configure(preset).learning_rate / 10
     sizes = {}
     for name, value in options["settings"].items():
         if name in ("drafter.hidden_size", "drafter.vocab_size"):
@@ -186,10 +176,10 @@ def settings(options: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
         raise click.UsageError(
             f"best_by must be {BEST_BY}, {BEST_BY}_t1 or empty; got {changes['best_by']!r}."
         )
-    if sizes and options["init_from"]:
+    if sizes and begin is not None:
         raise click.UsageError("With --init-from, a drafter's sizes are its own; leave them out.")
     try:
-        return configure(options["preset"], changes), sizes
+        return configure(preset, changes), sizes
     except ValueError as error:
         raise click.UsageError(str(error)) from error
 
@@ -217,20 +207,19 @@ def _describe(
     trainer: Trainer,
     data: Data,
     target: Mapping[str, Any],
-    origin: str,
     options: Mapping[str, Any],
 ) -> None:
     """Measure the drafter that was kept, draw the curves and write the card."""
     output: Path = options["output"]
-    best: FlashModel = load_model(output)
+    best = load_network(output)[0]
     rows: list[dict[str, Any]] = []
     if options["bench"]:
-        lends = model.target
-        drafters = {"this": FlashDrafter(best, lends.embed, lends.lm_head)}
+        drafters = {"this": drafter_of(best, model.target, trees=model.loaded.target.supports_tree)}
         prompts = [one.prompt for one in data.held_out]
         how = bench.Settings(max_tokens=options["max_tokens"])
         with progress("Measuring", len(prompts) + 1, "prompt") as bar:
             rows = bench.run(model.loaded, drafters, prompts, how, bar.update)
+    begin = options["init_from"]
     metrics = read_metrics(output)
     training = [row for row in metrics if row["kind"] == "training"]
     try:
@@ -244,7 +233,7 @@ def _describe(
         tokens_per_second=statistics.median(row["tokens_per_second"] for row in training),
         target_share=statistics.median(row["target_share"] for row in training),
         drafter=best.config,
-        start=origin,
+        start=f"the drafter {begin}" if begin else options["start"] or "random",
         best=trainer.best,
         bench=rows,
         machine=f"{mx.device_info().get('device_name', 'unknown')}, {platform.system()}",

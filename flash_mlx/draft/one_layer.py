@@ -32,6 +32,29 @@ def image_rows(images: Spans, num_rows: int) -> npt.NDArray[np.bool_]:
     return marks
 
 
+def shifted(image_spans: Spans) -> list[tuple[int, int]]:
+    """Return the ranges of the rows whose next row is an image's."""
+    spans = [(max(start - 1, 0), stop - 1) for start, stop in image_spans]
+    return [(start, stop) for start, stop in spans if start < stop]
+
+
+def with_images(embeddings: mx.array, received: mx.array | None, images: Spans) -> mx.array:
+    """Return embeddings of next tokens, those of images being what the target received.
+
+    Args:
+        embeddings: [R, D] of the token after each row.
+        received: [R + 1 or more, D] what the target's layers received at each row; None: images
+            are read like text.
+        images: From `shifted`.
+    """
+    if received is None:
+        return embeddings
+    for start, stop in images:
+        seen = received[start + 1 : stop + 1].astype(embeddings.dtype)
+        embeddings = mx.concatenate([embeddings[:start], seen, embeddings[stop:]])
+    return embeddings
+
+
 @dataclass(frozen=True, eq=False)
 class Reading:
     """What a drafter's layer reads of a prompt.
@@ -92,6 +115,16 @@ class OneLayerModel(nn.Module):
             up ids even of images; [R, D] features.
         """
         raise NotImplementedError
+
+    def look_up(self, tokens: mx.array, embed: Callable[[mx.array], mx.array]) -> mx.array:
+        """Return [R, D] of ids [R], by the target's `embed` unless the drafter brings its own.
+
+        Ids beyond the drafter's own table are the target's padding.
+        """
+        if not self.config.own_embedding:
+            return embed(tokens)
+        embedded: mx.array = self.embed_tokens(mx.minimum(tokens, self.config.vocab_size - 1))
+        return embedded
 
     def fuse(self, embeddings: mx.array, features: mx.array, context: mx.array | None) -> mx.array:
         """Return the layer's inputs, [R, .].

@@ -24,7 +24,7 @@ import mlx.core as mx
 
 from flash_mlx.draft.decoder import Past
 from flash_mlx.draft.growth import grow_tree
-from flash_mlx.draft.one_layer import OneLayerModel
+from flash_mlx.draft.one_layer import OneLayerModel, shifted, with_images
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
@@ -123,17 +123,14 @@ class StepwiseDrafter:
             raise ValueError(f"A prompt must be read in order; row {start} is not the next one.")
         hidden = mx.concatenate([state.waiting, hidden])
         first, stop = state.position, state.position + hidden.shape[0]
-        images = _shifted(prompt.image_spans)
+        images = shifted(prompt.image_spans)
         end = min([stop - 1, *(image[0] for image in images if image[1] >= stop)])
         if end <= first:
             return replace(state, waiting=hidden)
         images = [(a - first, b - first) for a, b in images if first <= a and b <= end]
         received, features = self.model.split(hidden)
         embeddings = self._embed(prompt.tokens[first + 1 : end + 1]).astype(features.dtype)
-        if received is not None:
-            for a, b in images:
-                seen = received[a + 1 : b + 1].astype(embeddings.dtype)
-                embeddings = mx.concatenate([embeddings[:a], seen, embeddings[b:]])
+        embeddings = with_images(embeddings, received, images)
         features = features[: end - first]
         reading = self.model.read_prompt(embeddings, features, images, state.context)
         positions = mx.array(reading.positions) + first
@@ -239,18 +236,7 @@ class StepwiseDrafter:
         return self._look_up(mx.array(tokens, dtype=mx.int32))
 
     def _look_up(self, tokens: mx.array) -> mx.array:
-        """Return [R, D] of ids [R]; ids beyond the drafter's own table are the target's padding."""
-        if not self.model.config.own_embedding:
-            return self._embed_target(tokens)
-        own = mx.minimum(tokens, self.model.config.vocab_size - 1)
-        embedded: mx.array = self.model.embed_tokens(own)
-        return embedded
-
-
-def _shifted(image_spans: tuple[tuple[int, int], ...]) -> list[tuple[int, int]]:
-    """Return the ranges of the rows whose next row is an image's."""
-    spans = [(max(start - 1, 0), stop - 1) for start, stop in image_spans]
-    return [(start, stop) for start, stop in spans if start < stop]
+        return self.model.look_up(tokens, self._embed_target)
 
 
 def _check_rows(hidden: mx.array, num_rows: int) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flash_mlx.draft import FlashConfig
+from flash_mlx.draft.settings import Settings
 from flash_mlx.files import replacing
 from flash_mlx.train.config import TrainConfig
 from flash_mlx.train.folder import CARD, PLOT
@@ -36,7 +36,7 @@ class Facts:
     config: TrainConfig
     tokens_per_second: float
     target_share: float
-    drafter: FlashConfig
+    drafter: Settings
     start: str
     best: float | None
     bench: Sequence[Mapping[str, Any]]

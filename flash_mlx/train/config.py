@@ -141,6 +141,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "hidden_noise": 0.1,
         "losses": _EAGLE_LOSSES,
     },
+    # Source: EAGLE, arXiv 2401.15077.
+    "eagle": {
+        "optimizer": "adamw",
+        "learning_rate": 3e-5,
+        "weight_decay": 0.0,
+        "max_grad_norm": 0.5,
+        "hidden_noise": 0.1,
+        "losses": _EAGLE_LOSSES,
+    },
     # Source: MSD, arXiv 2505.14260: text alone, then a growing share of pictures.
     "msd": {
         "optimizer": "adamw",
@@ -163,6 +172,15 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
             hidden=0.0, distribution=0.0, variation=20.0, ranking=0.1, slot_decay=1.0
         ),
     },
+}
+
+# What a drafter that is there already is trained by, unless told otherwise. MSD's objective is
+# EAGLE's; its two stages need questions without pictures, so they are for those who ask.
+PRESET_OF: Mapping[str, str] = {
+    "flash": "ours",
+    "eagle": "eagle",
+    "msd": "eagle",
+    "vispec": "vispec",
 }
 
 

@@ -55,8 +55,29 @@ class Example:
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
-    """A batch as the drafter sees it. Padding is 0 and has no weight.
+class Taught:
+    """What teaches a batch, whatever the drafter. Padding is 0 and has no weight.
+
+    Attributes:
+        base_rows: [B, Q] int32, the base rows.
+        chosen: [n] int32, place b * Q + q of each base row that is not padding.
+        teacher_rows: [m] int32, place b * T + row of each row after one that could be a base row.
+        teacher: [n, k] int32, which entry of `teacher_rows` teaches slot i.
+        said: [n, k] int32, the token before the one that slot i drafts; at slot 0 the root.
+        weight: [n, k] float32, 1 where there is a token to draft.
+    """
+
+    base_rows: mx.array
+    chosen: mx.array
+    teacher_rows: mx.array
+    teacher: mx.array
+    said: mx.array
+    weight: mx.array
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs(Taught):
+    """A batch as a FLASH drafter sees it. Padding is 0 and has no weight.
 
     Attributes:
         text_rows: [B, R] int32, rows that are text.
@@ -67,12 +88,6 @@ class Inputs:
         order: [B, S] int32, position in the compressed sequence -> row of the pool, which is the
             R text rows followed by the I * M latents.
         base: [B, Q] int32, position of each base row in the compressed sequence.
-        base_rows: [B, Q] int32, the base row itself.
-        chosen: [n] int32, place b * Q + q of each base row that is not padding.
-        teacher_rows: [m] int32, place b * T + row of each row after one that could be a base row.
-        teacher: [n, k] int32, which entry of `teacher_rows` teaches slot i.
-        said: [n, k] int32, the token before the one that slot i drafts; at slot 0 the root.
-        weight: [n, k] float32, 1 where there is a token to draft.
     """
 
     text_rows: mx.array
@@ -82,12 +97,6 @@ class Inputs:
     image_mask: mx.array
     order: mx.array
     base: mx.array
-    base_rows: mx.array
-    chosen: mx.array
-    teacher_rows: mx.array
-    teacher: mx.array
-    said: mx.array
-    weight: mx.array
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +111,7 @@ class Batch:
 
     examples: tuple[Example, ...]
     tokens: mx.array
-    inputs: Inputs
+    inputs: Taught
 
 
 def collate(
@@ -133,8 +142,8 @@ def collate(
         Layout.of(len(e.tokens) - 1, own, most, len(e.prompt), whole=whole)
         for e, own in zip(examples, spans, strict=True)
     ]
-    num_text = _round(max(len(layout.text_rows) for layout in layouts), multiple)
-    places = _places(examples, share, seed)
+    num_text = round_up(max(len(layout.text_rows) for layout in layouts), multiple)
+    places = places_of(examples, share, seed)
     bases = [
         _base_rows(e, layout, kept)
         for e, layout, kept in zip(examples, layouts, places, strict=True)
@@ -144,21 +153,21 @@ def collate(
         for x in layouts
     ]
     image_rows, image_mask = _images(spans)
-    tokens = _pad([np.array(e.tokens) for e in examples], ROUND)
-    num_base = _round(max(map(len, places)), multiple)
+    tokens = pad([np.array(e.tokens) for e in examples], ROUND)
+    num_base = round_up(max(map(len, places)), multiple)
     inputs = Inputs(
-        text_rows=_pad([layout.text_rows for layout in layouts], multiple),
-        followers=_pad(
+        text_rows=pad([layout.text_rows for layout in layouts], multiple),
+        followers=pad(
             [np.array(e.tokens)[x.text_rows + 1] for e, x in zip(examples, layouts, strict=True)],
             multiple,
         ),
         num_raw=mx.array([layout.num_raw for layout in layouts], dtype=mx.int32),
         image_rows=image_rows,
         image_mask=image_mask,
-        order=_pad(orders, multiple),
-        base=_pad([positions for _, positions in bases], multiple),
-        base_rows=_pad([rows for rows, _ in bases], multiple),
-        **_slots(examples, places, (tokens.shape[1], num_base, multiple), block_size),
+        order=pad(orders, multiple),
+        base=pad([positions for _, positions in bases], multiple),
+        base_rows=pad([rows for rows, _ in bases], multiple),
+        **slots_of(examples, places, (tokens.shape[1], num_base, multiple), block_size),
     )
     return Batch(tuple(examples), tokens, inputs)
 
@@ -172,7 +181,7 @@ def fingerprint(examples: Sequence[Example]) -> int:
     return check
 
 
-def _places(
+def places_of(
     examples: Sequence[Example], share: float, seed: Sequence[int]
 ) -> list[npt.NDArray[np.int32]]:
     """Return which of its possible base rows each example stands at, counted from the first."""
@@ -192,7 +201,7 @@ def _base_rows(
     return rows, layout.positions()[np.searchsorted(layout.text_rows, rows)]
 
 
-def _slots(
+def slots_of(
     examples: Sequence[Example],
     places: Sequence[npt.NDArray[np.int32]],
     sizes: tuple[int, int, int],
@@ -208,8 +217,8 @@ def _slots(
     """
     num_rows, num_base, multiple = sizes
     counts = [max(len(e.answer) - 1, 0) for e in examples]
-    teacher_rows = np.zeros(_round(sum(counts), multiple), dtype=np.int32)
-    total = _round(sum(map(len, places)), multiple)
+    teacher_rows = np.zeros(round_up(sum(counts), multiple), dtype=np.int32)
+    total = round_up(sum(map(len, places)), multiple)
     chosen = np.zeros(total, dtype=np.int32)
     teacher, said = np.zeros((2, total, block_size), dtype=np.int32)
     weight = np.zeros((total, block_size), dtype=np.float32)
@@ -248,14 +257,14 @@ def _longest(spans: Sequence[Sequence[tuple[int, int]]]) -> int:
     return max((stop - start for images in spans for start, stop in images), default=0)
 
 
-def _round(size: int, multiple: int) -> int:
+def round_up(size: int, multiple: int) -> int:
     """Return the next multiple of a number, at least one."""
     return max(-(-size // multiple), 1) * multiple
 
 
-def _pad(rows: Sequence[npt.NDArray[np.generic]], multiple: int) -> mx.array:
+def pad(rows: Sequence[npt.NDArray[np.generic]], multiple: int) -> mx.array:
     """Stack rows of different lengths, zeros behind: [B, longest] int32."""
-    padded = np.zeros((len(rows), _round(max(map(len, rows)), multiple)), dtype=np.int32)
+    padded = np.zeros((len(rows), round_up(max(map(len, rows)), multiple)), dtype=np.int32)
     for line, row in zip(padded, rows, strict=True):
         line[: len(row)] = row
     return mx.array(padded)

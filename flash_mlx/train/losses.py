@@ -14,7 +14,8 @@ import mlx.core as mx
 
 from flash_mlx.draft import FlashModel
 from flash_mlx.draft.activations import trained_cross_entropy, trained_softmax
-from flash_mlx.train.data import Inputs
+from flash_mlx.draft.kinds import DraftModel
+from flash_mlx.train.data import Taught
 
 RANKED = 10  # tokens that `list_mle` puts in order
 
@@ -156,8 +157,8 @@ def said_by_target(target_logits: mx.array, weights: LossWeights) -> tuple[mx.ar
 
 
 def objective(
-    model: FlashModel,
-    inputs: Inputs,
+    model: DraftModel,
+    inputs: Taught,
     outputs: mx.array,
     taught: mx.array,
     lm_head: Callable[[mx.array], mx.array],
@@ -172,7 +173,7 @@ def objective(
     Args:
         model: The drafter.
         inputs: The batch.
-        outputs: [n, k, D] from `teacher.slot_outputs`.
+        outputs: [n, k, D] from `Pupil.outputs`.
         taught: [m, D] the target's hidden at `inputs.teacher_rows`.
         lm_head: The target's.
         weights: Shares of the objectives.
@@ -209,7 +210,7 @@ def objective(
     sums = []
     for cut in (slice(i, i + chunk) for i in range(0, num_rows, chunk)):
         markov = []
-        if model.config.markov_rank:
+        if isinstance(model, FlashModel) and model.config.markov_rank:
             markov = [model.markov.previous[inputs.said[cut, 1:]], model.markov.next]
         sums.append(part(outputs[cut], inputs.teacher[cut], inputs.weight[cut], *markov))
     loss, share, agreed = (mx.stack(list(v)).sum(axis=0) for v in zip(*sums, strict=True))

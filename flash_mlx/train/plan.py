@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flash_mlx.draft import FlashConfig, FlashModel
+from flash_mlx.draft.decoder import DecoderConfig
 from flash_mlx.draft.model import NUM_TAPS
 from flash_mlx.sizes import text_settings
 from flash_mlx.train.config import TrainConfig
@@ -127,9 +128,10 @@ def plan(
     return Plan(parts, flops * config.accumulate, answer)
 
 
-def chunk_for(drafter: FlashConfig) -> int:
+def chunk_for(drafter: FlashConfig | DecoderConfig) -> int:
     """Return the base rows whose logits are alive at a time, so that they take about 1 GB."""
-    rows = LOGITS_BYTES // (4 * LOGIT_COPIES * drafter.block_size * drafter.vocab_size)
+    slots = drafter.block_size if isinstance(drafter, FlashConfig) else 1
+    rows = LOGITS_BYTES // (4 * LOGIT_COPIES * slots * drafter.vocab_size)
     return max(32, min(TrainConfig.chunk, rows))
 
 

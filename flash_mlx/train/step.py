@@ -17,12 +17,13 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_map
 
-from flash_mlx.draft import FlashModel
+from flash_mlx.draft.kinds import DraftModel
 from flash_mlx.train.config import TrainConfig
-from flash_mlx.train.data import Inputs
+from flash_mlx.train.data import Batch, Taught
 from flash_mlx.train.losses import objective
+from flash_mlx.train.pupil import Pupil
 from flash_mlx.train.state import flat
-from flash_mlx.train.teacher import Teacher, rolled_out, slot_outputs
+from flash_mlx.train.teacher import Teacher, rolled_out
 
 Gradient = tuple[mx.array, mx.array, dict[str, Any]]
 
@@ -31,7 +32,7 @@ class Step:
     """The two halves of a step, as (compiled) functions of arrays.
 
     Attributes:
-        gradient: Inputs by name, noisy hidden [B, T, D] and what is taught [n, D] -> loss,
+        gradient: Inputs by name, noisy hidden [B, T, W] and what is taught [n, D] -> loss,
             agreement (see `objective`) and the gradient, a tree like the weights.
         update: The gradient and the number of this step, from 1 -> the gradient's norm. Moves
             weights, moments and average.
@@ -39,7 +40,8 @@ class Step:
 
     def __init__(
         self,
-        model: FlashModel,
+        model: DraftModel,
+        pupil: Pupil[Any],
         teacher: Teacher,
         optimizer: optim.Optimizer,
         ema: dict[str, mx.array],
@@ -49,12 +51,14 @@ class Step:
 
         Args:
             model: The drafter; its weights are changed in place, as are the next two.
+            pupil: The same drafter, as training sees it.
             teacher: The target.
             optimizer: Holds the moments.
             ema: The averaged weights by name.
             config: How to train.
         """
-        self._model, self._teacher, self._config = model, teacher, config
+        self._model, self._pupil = model, pupil
+        self._teacher, self._config = teacher, config
         self._optimizer, self._ema = optimizer, ema
         self._value_and_grad = nn.value_and_grad(model, self._loss)
         self.gradient: Callable[..., Gradient] = self._gradient
@@ -63,13 +67,13 @@ class Step:
             state = [model.state, optimizer.state, ema]
             # Differentiating puts other arrays in the weights' place, so they are an output too.
             weights = [model.state]
-            self.gradient = mx.compile(self._gradient, inputs=weights, outputs=weights)
+            if pupil.compiles:
+                self.gradient = mx.compile(self._gradient, inputs=weights, outputs=weights)
             self.update = mx.compile(self._update, inputs=state, outputs=state)
 
-    def _gradient(
-        self, arrays: dict[str, mx.array], hidden: mx.array, taught: mx.array
-    ) -> Gradient:
-        (loss, agreed), gradient = self._value_and_grad(Inputs(**arrays), hidden, taught)
+    def _gradient(self, arrays: dict[str, Any], hidden: mx.array, taught: mx.array) -> Gradient:
+        inputs = self._pupil.inputs(**arrays)
+        (loss, agreed), gradient = self._value_and_grad(inputs, hidden, taught)
         return loss, agreed, gradient
 
     def _update(self, gradient: dict[str, Any], number: mx.array) -> mx.array:
@@ -77,12 +81,12 @@ class Step:
         gradient, norm = optim.clip_grad_norm(gradient, config.max_grad_norm)
         self._optimizer.update(self._model, gradient)
         keep = mx.minimum(config.ema_decay, number / (number + 10))
-        for name, value in flat(self._model.parameters()).items():
+        for name, value in flat(self._model.trainable_parameters()).items():
             self._ema[name] = keep * self._ema[name] + (1 - keep) * value
         return cast(mx.array, norm)
 
     def _loss(
-        self, inputs: Inputs, hidden: mx.array, taught: mx.array
+        self, inputs: Taught, hidden: mx.array, taught: mx.array
     ) -> tuple[mx.array, mx.array]:
         """Return the mean loss of all passes, and the agreement of the first."""
         dtype: mx.Dtype = {
@@ -94,22 +98,46 @@ class Step:
         weights = model.trainable_parameters()
         if dtype != mx.float32:
             model.update(tree_map(lambda weight: weight.astype(dtype), weights))
-        hidden = hidden.astype(dtype)
+        pupil, lm_head = self._pupil, self._pupil.head(self._teacher.lm_head)
+        given = pupil.given(hidden.astype(dtype))
         loss, agreed = mx.zeros(()), mx.zeros(())
-        read = hidden
+        read = given
         for number in range(1 + self._config.rollout):
-            outputs = slot_outputs(model, inputs, read, self._teacher.embed)
+            outputs = pupil.outputs(inputs, read, self._teacher.embed)
             one, also = objective(
                 model,
                 inputs,
                 outputs,
                 taught,
-                self._teacher.lm_head,
+                lm_head,
                 self._config.losses,
                 self._config.chunk,
             )
             loss, agreed = loss + one, agreed if number else also
             if number < self._config.rollout:
-                read = rolled_out(inputs, hidden, outputs)
+                read = rolled_out(inputs, given, outputs)
         model.update(weights)
         return loss / (1 + self._config.rollout), agreed
+
+
+def with_noise(
+    hidden: mx.array, batch: Batch, config: TrainConfig, clean: int, number: int
+) -> mx.array:
+    """Return what the drafter reads: the target's rows, with noise if asked for.
+
+    Args:
+        hidden: [B, T, W] the target's.
+        batch: Whose; longer texts get less.
+        config: Says how much.
+        clean: Leading columns that get none.
+        number: Of the batch, from the run's first: each has noise of its own.
+    """
+    if not config.hidden_noise:
+        return hidden
+    key = mx.random.key(config.seed + (number << 20))
+    lengths = mx.array([len(example.tokens) for example in batch.examples])
+    width = config.hidden_noise * 512 / lengths[:, None, None]
+    noise = width * mx.random.uniform(-1, 1, hidden.shape, key=key)
+    if clean:
+        noise = noise * (mx.arange(hidden.shape[-1]) >= clean)
+    return hidden + noise

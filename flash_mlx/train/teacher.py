@@ -16,7 +16,7 @@ import mlx.core as mx
 from flash_mlx.decode import Target
 from flash_mlx.draft import FlashModel
 from flash_mlx.prompt import Prompt
-from flash_mlx.train.data import Batch, Example, Inputs
+from flash_mlx.train.data import Batch, Example, Inputs, Taught
 from flash_mlx.tree import DraftTree, Topology
 
 
@@ -26,7 +26,8 @@ class Teacher:
 
     Attributes:
         hidden: [B, T, D], the LM head's input at every row of a batch; padding may hold
-            anything finite. For drafters with taps the inputs of the tapped layers come first.
+            anything finite. For drafters with taps the inputs of the tapped layers come first;
+            layer 0's are the embeddings, those of images included.
             Called outside of the gradient.
         embed: [R] ids -> [R, D].
         lm_head: [R, D] -> [R, V]; gradients pass through it, to the drafter's output.
@@ -159,7 +160,7 @@ def slot_outputs(
     return model.correct(outputs, said.astype(outputs.dtype))
 
 
-def rolled_out(inputs: Inputs, hidden: mx.array, outputs: mx.array) -> mx.array:
+def rolled_out(inputs: Taught, hidden: mx.array, outputs: mx.array) -> mx.array:
     """Return the hidden states as the drafter believes them to be after one more block.
 
     The row after each base row gets what slot 0 predicted for it; all others stay the target's.

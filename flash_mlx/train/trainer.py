@@ -22,12 +22,14 @@ import mlx.core as mx
 from mlx.utils import tree_map, tree_unflatten
 
 from flash_mlx.checkpoint import save_drafter
-from flash_mlx.draft import FlashModel
+from flash_mlx.draft.config import FlashConfig
+from flash_mlx.draft.kinds import DraftModel
 from flash_mlx.train.config import TrainConfig, make_optimizer, schedule
-from flash_mlx.train.data import ROUND, Batch, Example, collate, fingerprint
+from flash_mlx.train.data import ROUND, Batch, Example, fingerprint
 from flash_mlx.train.order import Epochs, TextFirst
+from flash_mlx.train.pupil import pupil_of
 from flash_mlx.train.state import RunState, flat, forget_metrics_after, log_metrics
-from flash_mlx.train.step import Step
+from flash_mlx.train.step import Step, with_noise
 from flash_mlx.train.teacher import Teacher
 from flash_mlx.train.validate import BEST_BY, expected_acceptance
 
@@ -55,7 +57,7 @@ class Trainer:
 
     def __init__(
         self,
-        model: FlashModel,
+        model: DraftModel,
         teacher: Teacher,
         examples: Sequence[Example],
         output: Path,
@@ -63,7 +65,7 @@ class Trainer:
         *,
         target_info: Mapping[str, object] | None = None,
         callback: TrainingCallback | None = None,
-        validate: Callable[[FlashModel], Mapping[str, float]] | None = None,
+        validate: Callable[[DraftModel], Mapping[str, float]] | None = None,
     ) -> None:
         """Prepare a new run.
 
@@ -79,7 +81,8 @@ class Trainer:
             validate: Measures a model with the averaged weights.
 
         Raises:
-            ValueError: If no example is left, or the order asks for some that there are not.
+            ValueError: If no example is left, the order asks for some that there are not, or a
+                drafter of this kind cannot be trained.
         """
         self.model, self.config, self.output, self.step = model, config, output, 0
         self._teacher, self._target_info = teacher, dict(target_info or {})
@@ -91,11 +94,12 @@ class Trainer:
                 "examples has one."
             )
         self._order = self._make_order()
+        self._pupil = pupil_of(model)
         self._optimizer = make_optimizer(config)
         self._optimizer.init(model.trainable_parameters())
         self._ema = {name: mx.array(value) for name, value in flat(model.parameters()).items()}
         mx.eval(model.parameters(), self._optimizer.state, self._ema)
-        self._step = Step(model, teacher, self._optimizer, self._ema, config)
+        self._step = self._make_step()
         self.best: float | None = None
         self._worse = 0  # validations since the best one
         self._length: float | None = None  # mean acceptance length, measured last
@@ -144,9 +148,9 @@ class Trainer:
         patience = self.config.patience
         return self.step >= self.config.iterations or bool(patience and self._worse >= patience)
 
-    def averaged(self) -> FlashModel:
+    def averaged(self) -> DraftModel:
         """Return a model with the averaged weights."""
-        model = FlashModel(self.model.config)
+        model: DraftModel = type(self.model)(self.model.config)  # type: ignore[arg-type]
         model.update(tree_unflatten(list(self._ema.items())))
         return model
 
@@ -179,7 +183,7 @@ class Trainer:
         self._ema = dict(state.arrays["ema"])
         self.best, self._worse = state.best, state.worse
         mx.eval(self.model.parameters(), self._optimizer.state, self._ema)
-        self._step = Step(self.model, self._teacher, self._optimizer, self._ema, self.config)
+        self._step = self._make_step()
         forget_metrics_after(self.output, self.step)
         return self.step
 
@@ -187,12 +191,12 @@ class Trainer:
         training = {"steps": self.step, **asdict(self.config)}
         metadata = {"target": self._target_info, "training": training}
         model = self.averaged()
-        if self._length is not None:
+        if self._length is not None and isinstance(model.config, FlashConfig):
             known = expected_acceptance(self._length, model.config.block_size)
             model.config = replace(model.config, expected_acceptance=known)
         save_drafter(model, self.output, metadata)
 
-    def _measure(self, validate: Callable[[FlashModel], Mapping[str, float]]) -> None:
+    def _measure(self, validate: Callable[[DraftModel], Mapping[str, float]]) -> None:
         """Measure the averaged weights, and keep them if they are the best."""
         info = {"iteration": self.step, **validate(self.averaged())}
         self._length = info.get(BEST_BY)
@@ -205,6 +209,10 @@ class Trainer:
             info["best"] = self.best
         log_metrics(self.output, {"kind": "validation", **info})
         self.callback.on_val_loss_report(dict(info))
+
+    def _make_step(self) -> Step:
+        learns = self._optimizer, self._ema
+        return Step(self.model, self._pupil, self._teacher, *learns, self.config)
 
     def _make_order(self) -> Epochs | TextFirst:
         config = self.config
@@ -219,23 +227,20 @@ class Trainer:
         """Return the batches of a step."""
         if self._ahead[0] == step:
             return self._ahead[1]
-        sizes, config = self.model.config, self.config
+        config = self.config
         return [
-            collate(
+            self._pupil.collate(
                 [self._examples[i] for i in self._order[number]],
-                None if sizes.reads_whole_images else sizes.num_latents,
-                sizes.block_size,
                 config.base_share,
                 (config.seed, 2, number),
                 ROUND if config.compile else 4,  # each shape would be compiled
-                sizes.video_groups,
             )
             for number in range(step * config.accumulate, (step + 1) * config.accumulate)
         ]
 
     def _train_step(self) -> tuple[mx.array, mx.array, mx.array]:
         """Return loss, agreement and number of base rows of the next step, evaluated."""
-        batches, parts = self._batches(self.step), []
+        config, batches, parts = self.config, self._batches(self.step), []
         for number, batch in enumerate(batches):
             start = time.perf_counter()
             hidden = self._teacher.hidden(batch)
@@ -243,7 +248,8 @@ class Trainer:
             self._rows += sum(len(example.answer) - 1 for example in batch.examples)
             states = hidden[..., -self.model.config.hidden_size :]
             taught = states.reshape(-1, states.shape[-1])[batch.inputs.teacher_rows]
-            noisy = self._noisy(hidden, batch, self.step * len(batches) + number)
+            place = self.step * len(batches) + number
+            noisy = with_noise(hidden, batch, config, self._pupil.clean, place)
             parts.append(self._step.gradient(vars(batch.inputs), noisy, taught))
             if len(batches) > 1:
                 mx.eval(parts[-1])  # one batch's activations at a time
@@ -252,7 +258,7 @@ class Trainer:
         norm = self._step.update(gradient, mx.array(self.step + 1.0))
         loss, agreement = sum(losses) / len(losses), sum(agreed)
         mx.async_eval(loss, agreement, norm, self.model.state, self._optimizer.state, self._ema)
-        if self.step + 1 < self.config.iterations:  # while the device is at work
+        if self.step + 1 < config.iterations:  # while the device is at work
             self._ahead = (self.step + 1, self._batches(self.step + 1))
         if not (mx.isfinite(loss) & mx.isfinite(norm)).item():
             raise ValueError(
@@ -262,15 +268,6 @@ class Trainer:
                 f"or from the last good weights (--init-from {self.output})."
             )
         return loss, agreement[:-1], agreement[-1]
-
-    def _noisy(self, hidden: mx.array, batch: Batch, number: int) -> mx.array:
-        """Return what the drafter reads: the target's hidden states, with noise if asked for."""
-        if not self.config.hidden_noise:
-            return hidden
-        key = mx.random.key(self.config.seed + (number << 20))
-        lengths = mx.array([len(example.tokens) for example in batch.examples])
-        width = self.config.hidden_noise * 512 / lengths[:, None, None]
-        return hidden + width * mx.random.uniform(-1, 1, hidden.shape, key=key)
 
     def _report(self, seconds: float) -> None:
         """Tell the means since the last report."""

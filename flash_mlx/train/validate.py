@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from flash_mlx.checkpoint import drafter_of
 from flash_mlx.decode import Drafter, Target, decode
-from flash_mlx.draft import FlashDrafter, FlashModel
+from flash_mlx.draft.kinds import DraftModel
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.stats import GenerationStats
@@ -55,12 +56,25 @@ def mean_acceptance_length(
 
 
 def validator(
-    target: Target, prompts: Sequence[Prompt], max_tokens: int, stop_ids: Sequence[int]
-) -> Callable[[FlashModel], Mapping[str, float]]:
-    """Return what measures a model on prompts: greedily (`BEST_BY`) and at temperature 1."""
+    target: Target,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    stop_ids: Sequence[int],
+    *,
+    trees: bool = True,
+) -> Callable[[DraftModel], Mapping[str, float]]:
+    """Return what measures a model on prompts: greedily (`BEST_BY`) and at temperature 1.
 
-    def validate(model: FlashModel) -> Mapping[str, float]:
-        drafter = FlashDrafter(model, target.embed, target.lm_head)
+    Args:
+        target: Answers, and hands out what the drafter reads.
+        prompts: What to answer.
+        max_tokens: Most tokens of an answer.
+        stop_ids: Ids that end one.
+        trees: Whether the target takes trees.
+    """
+
+    def validate(model: DraftModel) -> Mapping[str, float]:
+        drafter = drafter_of(model, target, trees=trees)
         return {
             name: mean_acceptance_length(
                 target,

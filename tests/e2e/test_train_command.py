@@ -11,10 +11,8 @@ import numpy as np
 import pytest
 
 from commands import command, make_drafter, start
-from flash_mlx.checkpoint import load_model, save_drafter
+from flash_mlx.checkpoint import load_model
 from flash_mlx.cli import run
-from flash_mlx.draft.decoder import DecoderConfig
-from flash_mlx.draft.msd import MsdModel
 from flash_mlx.train.answers import AnswerFile
 from tiny import random_image
 from training import parameters
@@ -196,11 +194,6 @@ def test_a_drafter_of_another_target_is_refused(
     line = ("train", "--model", tiny_llava, "--data", pictures, "--output", tmp_path / "run")
     assert run([*map(str, line), "--init-from", str(other)]) == 1
     assert "must be made for its target" in capfd.readouterr().err
-    config = DecoderConfig(64, 400, intermediate_size=8, num_heads=1, num_kv_heads=1, head_dim=8)
-    save_drafter(MsdModel(config), tmp_path / "msd", {})
-    nowhere = [word if word != tiny_llava else "/no/such" for word in line]
-    assert run([*map(str, nowhere), "--init-from", str(tmp_path / "msd")]) == 1
-    assert 'to be trained; it says "msd". Begin' in capfd.readouterr().err
 
 
 def test_what_cannot_be_used_is_listed(

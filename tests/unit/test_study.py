@@ -20,6 +20,7 @@ from flash_mlx.targets.taps import TappedTarget
 from flash_mlx.train import LossWeights
 from flash_mlx.train.config import PRESETS, configure
 from flash_mlx.train.initial import drafter_config
+from flash_mlx.train.pupil import pupil_of
 
 SCENES = Path(__file__).resolve().parents[2] / "examples" / "scenes"
 
@@ -83,8 +84,10 @@ def test_one_layer_drafters_are_taught_at_the_rows_that_they_draft_from(study, k
         np.array(wide[:, size:]),
         np.array(wide[None, start:stop, :size]),
     )
-    text = one_layer._read(model.loaded, known, 0)
-    outputs = one_layer._outputs(weights, text, one_layer._features(weights, text))
+    pupil = pupil_of(weights)
+    batch = pupil.collate([example], 1.0, (), 1)
+    hidden = one_layer.with_embeddings(model.loaded, known).hidden(batch)
+    outputs = pupil.outputs(batch.inputs, pupil.given(hidden), target.embed)[:, 0]
     drafter = StepwiseDrafter(weights, target.embed, target.lm_head, target.vocab_size, 2)
     end = len(prompt)
     state = drafter.prefill(prompt, wide[:end], answer[0])
@@ -93,7 +96,8 @@ def test_one_layer_drafters_are_taught_at_the_rows_that_they_draft_from(study, k
     np.testing.assert_allclose(outputs[3], state.output[0], rtol=1e-3, atol=1e-3)
     assert len(outputs) == len(answer) - 1
     # What row 0 is taught is the state whose most likely token follows the first draft.
-    said = mx.argmax(model.target.lm_head(text.taught), axis=-1)
+    taught = hidden[0, batch.inputs.teacher_rows[batch.inputs.teacher[:, 0]], -size:]
+    said = mx.argmax(model.target.lm_head(taught), axis=-1)
     assert said.tolist() == list(answer[1:])
 
 

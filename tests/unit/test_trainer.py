@@ -16,6 +16,7 @@ from flash_mlx.train import Example, Teacher, TrainConfig, Trainer, TrainingCall
 from flash_mlx.train.card import Facts, write_card
 from flash_mlx.train.folder import claim
 from flash_mlx.train.state import METRICS, STATE, forget_metrics_after, log_metrics
+from flash_mlx.train.step import with_noise
 from flash_reference import SMALL
 from toy import KEY, ToyTarget, generate
 from training import EXAMPLES, parameters
@@ -351,11 +352,13 @@ def test_a_full_disk_ends_the_run_and_spares_the_checkpoint(tmp_path, monkeypatc
     assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
-def test_noise_is_new_at_each_step_and_narrower_for_long_texts(tmp_path):
-    trainer = make_trainer(tmp_path, replace(SHORT, hidden_noise=0.1))
+def test_noise_is_new_at_each_step_and_narrower_for_long_texts():
+    config = replace(SHORT, hidden_noise=0.1)
     batch = collate(EXAMPLES[:2], 2, 3)
     hidden = TEACHER.hidden(batch)
-    first, again, other = (np.array(trainer._noisy(hidden, batch, n) - hidden) for n in (3, 3, 4))
+    first, again, other = (
+        np.array(with_noise(hidden, batch, config, 0, n) - hidden) for n in (3, 3, 4)
+    )
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
     for row, one in zip(first, EXAMPLES[:2], strict=True):
