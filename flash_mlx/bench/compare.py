@@ -216,13 +216,13 @@ class _Contest:
                 with _noting(self.errors, name):
                     clock(self.loaded, drafter, prompt, self.settings, seed, phases)
 
-    def _record(self, prompt: Prompt, answer: Sequence[int]) -> None:
+    def _record(self, prompt: Prompt, said: Sequence[int]) -> None:
         """Keep how many drafts after each token of a greedy answer are right."""
         for name in self._standing():
             drafter = unpaced(self.contenders[name])
             if drafter is not None and name != PLAIN:
                 with _noting(self.errors, name):
-                    counts = record(self.loaded.target, drafter, prompt, answer)
+                    counts = record(self.loaded.target, drafter, prompt, said)
                     self.recorded.setdefault(name, []).append(counts)
 
     def _note_divergence(self, name: str, prompt: Prompt, sample: Sample) -> None:

@@ -38,7 +38,7 @@ TEXTS = ("turns", "text", "prompt", "question")
 IMAGES, CLIPS = ("image", "images", "path", "file_name"), ("video", "videos")
 NAMES = ("id", "question_id")
 
-Shown = Callable[[Path], Media]  # a file as a picture or a video
+AsMedia = Callable[[Path], Media]
 
 
 @dataclass(frozen=True)
@@ -101,18 +101,18 @@ def read_questions(
         OSError: There is no such file or folder.
         ValueError: It holds no question, or a number is out of its range.
     """
-    path, shown = Path(data), partial(as_media, fps=fps, max_frames=max_frames)
+    path, media_of = Path(data), partial(as_media, fps=fps, max_frames=max_frames)
     if data == SCENES and not path.exists():
-        found = _of_pictures(demo_pictures(), prompts, shown)
+        found = _of_pictures(demo_pictures(), prompts, media_of)
     elif path.is_dir():
         files = sorted(f for f in path.iterdir() if f.suffix.lower() in (*PICTURES, *VIDEOS))
-        found = _of_pictures(files, prompts, shown)
+        found = _of_pictures(files, prompts, media_of)
     elif not path.exists():
         raise FileNotFoundError(
             f"--data must be a folder, a file or `{SCENES}`; {data} does not exist. Check the path."
         )
     elif path.suffix.lower() in ROWS:
-        found = _of_rows(path, prompts, image_folder, shown)
+        found = _of_rows(path, prompts, image_folder, media_of)
     elif path.suffix.lower() == LINES:
         lines = path.read_text(encoding="utf-8").splitlines()
         found = [Question(f"line {n}", (line,)) for n, line in enumerate(lines, 1) if line.strip()]
@@ -147,21 +147,23 @@ def first_prompt(loaded: LoadedTarget, questions: Sequence[Question]) -> Prompt:
     )
 
 
-def _of_pictures(files: Sequence[Path], prompts: Sequence[str], shown: Shown) -> list[Question]:
+def _of_pictures(
+    files: Sequence[Path], prompts: Sequence[str], media_of: AsMedia
+) -> list[Question]:
     return [
-        Question(file.name, (prompts[i % len(prompts)],), (shown(file),))
+        Question(file.name, (prompts[i % len(prompts)],), (media_of(file),))
         for i, file in enumerate(files)
     ]
 
 
 def _of_rows(
-    file: Path, prompts: Sequence[str], image_folder: Path | None, shown: Shown
+    file: Path, prompts: Sequence[str], image_folder: Path | None, media_of: AsMedia
 ) -> list[Question]:
     folders = [file.parent, file.parent / "images"] if image_folder is None else [image_folder]
 
     def find(name: str) -> Media:
         found = next((f / name for f in folders if (f / name).exists()), folders[0] / name)
-        return shown(found)
+        return media_of(found)
 
     return [
         _question(number, row, prompts[(number - 1) % len(prompts)], find)
