@@ -19,6 +19,9 @@ from flash_mlx.bench.macs import CURVES
 from flash_mlx.bench.pacing import record, replay
 from flash_mlx.cost import Costs
 from flash_mlx.decode import NoDrafter
+from flash_mlx.draft.adaptive import belief_in
+from flash_mlx.draft.drafter import FlashDrafter
+from flash_mlx.draft.stepwise import StepwiseDrafter
 from flash_mlx.loading import demo_pictures
 from flash_mlx.pace import PRIOR
 from flash_mlx.processing import make_prompt
@@ -44,19 +47,19 @@ def main() -> None:
     )
     args = parser.parse_args()
     model = load(args.model, args.draft_model, drafting="fixed")
-    if model.drafter is None or model.draft_kind == "ngram":
+    drafter = model.drafter
+    if not isinstance(drafter, FlashDrafter | StepwiseDrafter):
         parser.error("--draft-model must have weights.")
     good = []
     for file in (args.image or list(map(str, demo_pictures())))[: args.limit]:
         prompt = make_prompt(model.loaded, PROMPT, [file])
         stop_ids = model.loaded.eos_ids
         text = greedy_text(model.target, NoDrafter(), prompt, args.max_tokens, stop_ids).tokens
-        good.append(record(model.target, model.drafter, prompt, text))
+        good.append(record(model.target, drafter, prompt, text))
     useless = [[0] * len(text) for text in good]
-    block_size = max(map(max, good))
+    block_size = drafter.block_size
     depths_and_costs = tuple(zip((1, max(2, block_size)), args.draft_cost, strict=True))
-    config = getattr(getattr(model.drafter, "model", None), "config", None)
-    known = max(PRIOR, getattr(config, "expected_acceptance", PRIOR))
+    known = max(PRIOR, belief_in(drafter))
     right = statistics.mean(count for text in good for count in text)
     print(
         f"{len(good)} texts of {model.name}, drafter {model.draft_name}; of {block_size} drafts "
