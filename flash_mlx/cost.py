@@ -61,6 +61,18 @@ class Costs:
         known = self._tables[1]
         return known[depth] if depth < TABLE else _between(self.drafts, depth) / self.plain
 
+    def least(self, other: Costs) -> Costs:
+        """Return the lesser of two measured times, wherever there are two: noise only ever adds."""
+
+        def merged(curve: Curve, again: Curve) -> Curve:
+            times = dict(curve)
+            for count, time in again:
+                times[count] = min(time, times.get(count, time))
+            return tuple(sorted(times.items()))
+
+        rounds, drafts = merged(self.rounds, other.rounds), merged(self.drafts, other.drafts)
+        return Costs(min(self.plain, other.plain), rounds, drafts)
+
     @property
     def wait(self) -> float:
         """What it costs to let the device idle until the host has looked at something."""

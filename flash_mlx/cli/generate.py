@@ -190,9 +190,10 @@ def command(
             click.echo(json.dumps(as_json_object(loaded, answer, interrupted=interrupted)))
         elif verbose:
             click.echo(f"{statistics(answer)}\n{weights(loaded)}", err=True)
-            if answer.stats.rounds and isinstance(loaded.drafter, AdaptiveDrafter):
-                reason = loaded.drafter.explain(answer.prompt_tokens, answer.stats.outcomes)
-                click.echo(reason, err=True)
+            stats, drafter = answer.stats, loaded.drafter
+            if stats.rounds and isinstance(drafter, AdaptiveDrafter):
+                rows = answer.prompt_tokens
+                click.echo(drafter.explain(rows, stats.outcomes, stats.parked), err=True)
     return INTERRUPTED if interrupted else 0
 
 

@@ -138,9 +138,9 @@ class AdaptiveDrafter:
             main, prompt, unread = self._read(late), (), ()
         return AdaptiveState(main, unread, lookup, said, state.num_rows, prompt, last)
 
-    def explain(self, num_rows: int, outcomes: Mapping[tuple[int, int], int]) -> str:
+    def explain(self, num_rows: int, outcomes: Mapping[tuple[int, int], int], parked: int) -> str:
         """Return in a line how much was drafted of a text, and why; see `explained.explain`."""
-        return explain(self.costs(num_rows, greedy=True), outcomes)
+        return explain(self.costs(num_rows, greedy=True), outcomes, parked)
 
     def _pace(self, state: AdaptiveState, *, greedy: bool) -> Pace:
         """Return what is known before the next draft."""

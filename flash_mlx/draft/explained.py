@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from flash_mlx.cost import Costs
 
 
-def explain(costs: Costs, outcomes: Mapping[tuple[int, int], int]) -> str:
+def explain(costs: Costs, outcomes: Mapping[tuple[int, int], int], parked: int) -> str:
     """Return in a line how much was drafted, and why.
 
     Args:
         costs: That decided it.
         outcomes: (drafted, accepted) of a round -> number of such rounds.
+        parked: Rounds without drafts because these would not have paid; the others had none.
     """
     rounds, plain = sum(outcomes.values()), sum(n for (d, _), n in outcomes.items() if not d)
     rows = [m for m, _ in costs.rounds if m > 1][-4:]
@@ -24,7 +25,8 @@ def explain(costs: Costs, outcomes: Mapping[tuple[int, int], int]) -> str:
         known += f" to {costs.draft(last):.2f}"
     known += " times a plain token here"
     if plain == rounds:
-        return f"Drafting: none in {rounds} passes, as it does not pay: {known}"
+        why = "it does not pay" if parked else "nothing was there to draft"
+        return f"Drafting: none in {rounds} passes, as {why}: {known}"
     drafted = {key: n for key, n in outcomes.items() if key[0]}
     deepest = costs.drafts[-1][0] if costs.drafts else 0
     spent = sum(

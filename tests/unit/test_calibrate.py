@@ -124,6 +124,25 @@ def test_greedy_texts_measure_again_what_was_measured_badly_and_sampled_texts_do
     assert calibrator(llava).costs(30, greedy=False) == SOUND
 
 
+def test_what_is_kept_for_good_is_measured_twice_on_a_busy_machine(
+    llava: LoadedTarget, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Costs(1.1, ((1, 2.0), (2, 9.0), (3, 9.5)), ((1, 0.1), (4, 8.0)))
+    measured, calls = iter([slow, SOUND]), []
+
+    def measure(self: Calibrator, context: int) -> tuple[Costs, bool]:
+        calls.append(context)
+        return next(measured), False
+
+    monkeypatch.setattr(Calibrator, "_measure", measure)
+    one = calibrator(llava)
+    assert one.costs(30, greedy=True) == slow
+    least = Costs(1.0, ((1, 1.0), (2, 1.5), (3, 9.5)), ((1, 0.1), (4, 8.0)))
+    assert one.costs(30, greedy=False) == least
+    assert calibrator(llava).costs(30, greedy=False) == least
+    assert len(calls) == 2
+
+
 def test_where_nothing_can_be_stored_sampled_texts_do_not_depend_on_the_clock(
     llava: LoadedTarget, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,13 +182,15 @@ def test_longer_texts_have_costs_of_their_own(
 def test_a_text_is_explained() -> None:
     curve = Costs(1.0, ((1, 1.0), (2, 1.1), (8, 1.5)), ((1, 0.1), (7, 0.2)))
     drafter = AdaptiveDrafter(None, lambda num_rows, greedy: curve)
-    line = drafter.explain(10, {(7, 7): 1, (3, 0): 1, (0, 0): 2})
+    line = drafter.explain(10, {(7, 7): 1, (3, 0): 1, (0, 0): 2}, parked=2)
     assert line.startswith("Drafting: 5.0 drafts in a pass, none in 2 of 4 passes; ")
     assert (
         f"{9 / (1.5 + 0.2 + 1.1 + 0.4 / 3 + 0.1 + 0.2 / 6):.2f} tokens in the time of one" in line
     )
     assert "over 2, 8 rows takes 1.10, 1.50, drafting 1 to 7 tokens 0.10 to 0.20 times" in line
-    assert "none in 2 passes, as it does not pay" in drafter.explain(10, {(0, 0): 2})
+    assert "none in 2 passes, as it does not pay" in drafter.explain(10, {(0, 0): 2}, parked=1)
+    nothing = drafter.explain(10, {(0, 0): 2}, parked=0)  # it was dropped, or no text repeats
+    assert "none in 2 passes, as nothing was there to draft" in nothing
 
 
 @pytest.mark.usefixtures("folder")
