@@ -178,11 +178,17 @@ def test_ids_that_only_the_target_has_are_left_out():
     hidden = TEACHER.hidden(batch)
     outputs = pupil.outputs(batch.inputs, pupil.given(hidden), TARGET.embed)
     taught = hidden[..., -16:].reshape(-1, 16)[batch.inputs.teacher_rows]
-    loss, agreed = objective(
-        model, batch.inputs, outputs, taught, pupil.head(TARGET.lm_head), LossWeights()
-    )
-    assert mx.isfinite(loss).item()
-    drafts = model.logits(outputs[:14, 0], TARGET.lm_head, 11).argmax(axis=-1)
+
+    def head(rows):
+        """The target's, which prefers the two ids that the drafter lacks."""
+        return TARGET.lm_head(rows) + 50 * (mx.arange(11) >= 9)
+
+    weights = LossWeights(hidden=0, distribution=1)
+    batch_of = model, batch.inputs, outputs, taught
+    loss, agreed = objective(*batch_of, pupil.head(head), weights)
+    fewer, _ = objective(*batch_of, lambda rows: TARGET.lm_head(rows)[:, :9], weights)
+    assert loss.item() == fewer.item()
+    drafts = model.logits(outputs[:14, 0], head, 11).argmax(axis=-1)
     says = TARGET.lm_head(taught[batch.inputs.teacher[:14, 0]])[:, :9].argmax(axis=-1)
     assert agreed.tolist() == [(drafts == says).sum().item(), 14]
 
