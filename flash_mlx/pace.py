@@ -32,7 +32,8 @@ RISK = 0.85  # plain tokens that a text may lose to drafting at once
 RISK_SHARE = 0.02  # of a text's tokens, that it may lose; no more than at once, until it is so long
 RISK_PER_TOKEN = 0.005  # plain tokens that each of its tokens adds from then on
 TRUST = 1.4  # `RISK` of a drafter whose training measured it, where earlier texts may not be asked
-CREDIT = 1.0  # plain tokens that a text may lose beyond that, if texts before it gained as many
+TRIAL = 6.0  # `RISK` of the first text of such a drafter, if later ones know what it lost
+CREDIT = 6.0  # plain tokens that a text may lose beyond that, if texts before it gained as many
 LOOK = 0.03  # of a round's time, what a look at its drafts saves by a better choice of rows
 FIRST_GAP, LONGEST_GAP = 8, 128  # rounds parked before drafting is tried again
 
@@ -123,19 +124,36 @@ class Pace:
 
     @classmethod
     def begin(
-        cls, costs: Costs, belief: float = PRIOR, block: int = NO_LIMIT, *, greedy: bool = True
+        cls,
+        costs: Costs,
+        belief: float = PRIOR,
+        block: int = NO_LIMIT,
+        *,
+        greedy: bool = True,
+        remembered: bool = False,
     ) -> Pace:
-        """Return the pace of a new text; a drafter known to be good drafts far ahead at once."""
+        """Return the pace of a new text; a drafter known to be good drafts far ahead at once.
+
+        Where passes are dear, one that drafts costs more than a short text may lose, so a good
+        drafter would never be tried: of texts that are remembered, the first may lose more, once.
+
+        Args:
+            costs: Of rounds and drafts.
+            belief: See `Pace`.
+            block: See `Pace`.
+            greedy: Whether the text is.
+            remembered: Whether later texts begin with what this one lost (`carried`).
+        """
         if belief <= PRIOR:
             return cls(costs, belief=belief, depth=FIRST_DEPTH, block=block)
-        risk = RISK if greedy else TRUST
+        risk = TRIAL if remembered else RISK if greedy else TRUST
         return cls(costs, belief=belief, depth=NO_LIMIT, block=block, risk=risk)
 
     def carried(self, costs: Costs) -> Pace:
         """Return the pace of a text that follows this one; what was lost may not be lost again."""
         loss = self.spent - self.tokens
         left = max(loss - RISK_PER_TOKEN * self.tokens, min(loss, 0.0), -CREDIT)
-        return replace(self, costs=costs, tokens=0, spent=left).settled()
+        return replace(self, costs=costs, tokens=0, spent=left, risk=RISK).settled()
 
     @property
     def gain(self) -> float:

@@ -153,7 +153,9 @@ class AdaptiveDrafter:
             pace = memory.pace.carried(costs)
         else:
             block = self.drafter.block_size if isinstance(self.drafter, FlashDrafter) else NO_LIMIT
-            pace = Pace.begin(costs, belief_in(self.drafter), block, greedy=greedy).settled()
+            known = greedy and memory is not None
+            belief = belief_in(self.drafter)
+            pace = Pace.begin(costs, belief, block, greedy=greedy, remembered=known).settled()
         if greedy and memory is not None:
             memory.pace = pace
         return pace

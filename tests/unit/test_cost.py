@@ -117,7 +117,7 @@ def test_what_earlier_texts_gained_may_be_risked_and_what_they_lost_may_not() ->
     gainful = replace(fresh, tokens=90, spent=30.0).carried(costs)
     assert gainful.affords(1 + dear, dear)
     assert gainful.spent == -CREDIT
-    assert not gainful.carried(costs).affords(12, 11)  # credit does not add up
+    assert gainful.carried(costs).spent == -CREDIT  # credit does not add up
     assert fresh.carried(costs).spent == 0
     assert fresh.parked(500).carried(costs).spent == 0  # nothing was gained
     assert replace(fresh, tokens=500, spent=500.6).carried(costs).spent == 0
@@ -132,6 +132,31 @@ def test_a_sampled_text_trusts_what_training_measured_as_earlier_texts_may_not_b
     greedy, sampled = (Pace.begin(costs, 0.95, greedy=each) for each in (True, False))
     assert (greedy.reach(7), sampled.reach(7)) == (4, 7)
     assert Pace.begin(costs, greedy=False).risk == greedy.risk < sampled.risk == TRUST
+
+
+def test_a_good_drafter_is_tried_once_where_passes_are_dear() -> None:
+    costs = Costs(1.0, CURVES["M2"], DRAFTS)
+    assert Pace.begin(costs, 0.95).reach(DEPTH) < DEPTH
+    assert Pace.begin(costs, 0.95, remembered=True).reach(DEPTH) == DEPTH
+    assert Pace.begin(costs, remembered=True).risk == RISK  # nobody measured this one
+
+
+@pytest.mark.parametrize("curve", CURVES)
+def test_what_the_trial_of_a_useless_drafter_lost_is_made_up_for(curve: str) -> None:
+    costs = Costs(1.0, CURVES[curve], DRAFTS)
+    pace, spent, texts, length = Pace.begin(costs, 0.95, remembered=True), 0.0, 40, 80
+    for text in range(texts):
+        pace = pace.carried(costs) if text else pace
+        for _ in range(length):
+            depth = 0 if pace.wait else pace.reach(DEPTH)
+            if not depth:
+                pace, spent = (pace if pace.wait else pace.rested()).parked(1), spent + 1
+                continue
+            refused = {("draft", 0): [(pace.rate(("draft", 0)).accepted, False)]}
+            pace = pace.after(1, 1 + depth, depth, refused)
+            spent += costs.round(1 + depth) + costs.draft(depth)
+    assert spent <= 1.015 * texts * length
+    assert (spent > texts * length) == (curve != "M1")  # where it promises nothing, it is not tried
 
 
 @pytest.mark.parametrize(("wait", "looks"), [(0.0, True), (0.02, True), (0.2, False)])
