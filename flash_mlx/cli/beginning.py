@@ -17,7 +17,7 @@ from flash_mlx.hub import HUB_FILES
 from flash_mlx.loading import DEMO, Model, load
 from flash_mlx.train import TrainConfig
 from flash_mlx.train.config import PRESET_OF
-from flash_mlx.train.initial import Start, drafter_config, new_model
+from flash_mlx.train.initial import BEST_START, Start, drafter_config, new_model
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def start_of(
     if begin is not None:
         model = load(options["model"], begin.folder, revision=options["revision"])
         return model, load_network(begin.folder)[0]
-    start: Start = options["start"] or "random"
+    start: Start = options["start"] or BEST_START
     model = load(options["model"], "auto", revision=options["revision"])
     try:
         shape = drafter_config(model.loaded, start, sizes)

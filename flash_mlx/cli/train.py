@@ -79,7 +79,7 @@ def _settings(
     "--init",
     "start",
     type=click.Choice(["random", "last-layer", "embeddings"]),
-    help="Where a new drafter's weights begin.  [default: random]",
+    help="Where a new drafter's weights begin.  [default: embeddings]",
 )
 @click.option(
     "--preset",

@@ -25,6 +25,7 @@ from flash_mlx.train.card import Facts, write_card
 from flash_mlx.train.config import PRESET_OF, configure
 from flash_mlx.train.features import FeatureCache
 from flash_mlx.train.folder import PLOT, RUN, check, claim, describe_target
+from flash_mlx.train.initial import BEST_START
 from flash_mlx.train.plan import chunk_for
 from flash_mlx.train.plot import plot, read_metrics
 from flash_mlx.train.teacher import read_examples
@@ -233,7 +234,7 @@ def _describe(
         tokens_per_second=statistics.median(row["tokens_per_second"] for row in training),
         target_share=statistics.median(row["target_share"] for row in training),
         drafter=best.config,
-        start=f"the drafter {begin}" if begin else options["start"] or "random",
+        start=f"the drafter {begin}" if begin else options["start"] or BEST_START,
         best=trainer.best,
         bench=rows,
         machine=f"{mx.device_info().get('device_name', 'unknown')}, {platform.system()}",
