@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flash_mlx.targets import LoadedTarget, load_target
-from tiny import BUILDERS, build_llava, build_qwen, small_tower
+from tiny import BUILDERS, build_llava, build_qwen, random_image, small_tower
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when huggingface_hub is first imported
 # Costs that tests measure, on a machine that does other things too, are for tests alone.
@@ -28,6 +28,15 @@ def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen2.5-VL checkpoint with random weights (a folder; do not change it)."""
     return build_qwen(tmp_path_factory.mktemp("tiny") / "tiny-qwen2.5-vl")
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three pictures; who adds one removes it."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(3):
+        random_image(60, 40, number).save(folder / f"{number}.png")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -14,19 +14,10 @@ from commands import command, make_drafter, start
 from flash_mlx.checkpoint import load_model
 from flash_mlx.cli import run
 from flash_mlx.train.answers import AnswerFile
-from tiny import random_image
 from training import parameters
 
 SMALL = ("--max-tokens", 6, "--batch-size", 2, "--validation-prompts", 1, "--no-bench")
 SIZES = ("--set", "drafter.block_size=2", "drafter.num_latents=2", "drafter.intermediate_size=32")
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in range(3):
-        random_image(60, 40, number).save(folder / f"{number}.png")
-    return folder
 
 
 def words(target: Path, data: Path | str, output: Path, *more: object) -> list[str]:

@@ -11,18 +11,9 @@ import pytest
 from flash_mlx.checkpoint import load_network, save_drafter
 from flash_mlx.cli import run
 from peers_reference import CONFIGS, random_model
-from tiny import random_image
 from training import parameters
 
 SMALL = ("--max-tokens", 6, "--batch-size", 2, "--validation-prompts", 1, "--iters", 3)
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in range(3):
-        random_image(60, 40, number).save(folder / f"{number}.png")
-    return folder
 
 
 def train(target: Path, pictures: Path, begin: Path, output: Path, *more: object) -> int:

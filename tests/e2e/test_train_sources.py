@@ -19,7 +19,7 @@ from flash_mlx.train import features
 from flash_mlx.train.features import FeatureCache
 from flash_mlx.train.source import find_questions
 from flash_mlx.train.traffic import TRAFFIC, TrafficLog
-from tiny import build_llava, random_image
+from tiny import build_llava
 from training import example, parameters
 
 SIZES = ("--set", "drafter.block_size=2", "drafter.num_latents=2", "drafter.intermediate_size=32")
@@ -28,14 +28,6 @@ SIZES = ("--set", "drafter.block_size=2", "drafter.num_latents=2", "drafter.inte
 def words(target: Path, output: Path, *more: object) -> list[str]:
     what = ("train", "--model", target, "--output", output, "--max-tokens", 6, "--batch-size", 2)
     return [*map(str, (*what, "--validation-prompts", 1, "--no-bench", *SIZES, *more))]
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
-    for number in range(3):
-        random_image(60, 40, number).save(folder / f"{number}.png")
-    return folder
 
 
 def test_a_drafter_learns_from_what_a_model_was_asked(
