@@ -34,7 +34,8 @@ python train_drafter.py --model "$runs/target" --answers "$runs/answers.jsonl" -
     --train '{"iterations": 3000, "batch_size": 12, "base_share": 0.33, "validate_every": 750}'
 
 # Videos, not part of the bundled demo: the target learns clips of three moments, and goes on with
-# pictures. Alone on a core, the two stages take three quarters of an hour.
+# pictures. These steps are not enough yet: after as many, with conversations that did not list each
+# moment's objects, 1% of the events were right, and 56% of the captions of pictures instead of 81%.
 clips=("${pixels[@]}" --clips 2 3 --batch 4 --clip-batch 4)
 "${language[@]}" "${clips[@]}" --output "$runs/moments" --init "$runs/target" --kept 96 \
     --steps 320 --floor 0.3 --offset 600000
@@ -48,5 +49,5 @@ for first in 50000000 50100000; do
     python answers.py --model "$runs/clip_target" --output "$runs/clip_answers.jsonl" --scenes 480 --first "$first"
 done
 python answers.py --model "$runs/clip_target" --output "$runs/clip_answers.jsonl" --scenes 720 --clips
-python train_drafter.py --model "$runs/clip_target" --answers "$runs/clip_answers.jsonl" --output "$runs/clip_drafter" \
+python train_drafter.py --model "$runs/clip_target" --answers "$runs/clip_answers.jsonl" --output "$runs/clip_drafter" --init-from "$runs/drafter" \
     --train '{"iterations": 3000, "batch_size": 12, "base_share": 0.33, "validate_every": 750}'
