@@ -25,11 +25,12 @@ import numpy as np
 
 from answers import moments_of, picture_of
 from flash_mlx.checkpoint import load_model
-from flash_mlx.draft import FlashConfig, FlashModel
+from flash_mlx.draft import FlashModel
 from flash_mlx.draft.drafter import FlashDrafter
 from flash_mlx.processing import make_prompt
 from flash_mlx.targets import LoadedTarget, load_target
 from flash_mlx.train import Batch, Example, Teacher, TrainConfig, Trainer, TrainingCallback
+from flash_mlx.train.initial import BEST_START, STARTS, drafter_config, new_model
 from flash_mlx.train.validate import BEST_BY, mean_acceptance_length
 from language import CAPTION_PROMPTS
 from model import Llava, TextShape, VisionShape
@@ -134,23 +135,12 @@ def measured(loaded: LoadedTarget, model: FlashModel, scenes: int) -> dict[str, 
     }
 
 
-def first_model(loaded: LoadedTarget, changes: Mapping[str, Any]) -> FlashModel:
-    """A drafter that has learned nothing, of the demo's sizes."""
-    settings: dict[str, Any] = {
-        "block_size": 10,
-        "num_latents": 16,
-        "num_heads": 3,
-        "head_dim": 64,
-        "norm_inputs": True,
-        "recurrent_size": 128,
-    }
-    mx.random.seed(3)
-    target = loaded.target
-    return FlashModel(
-        FlashConfig(
-            hidden_size=target.hidden_size, vocab_size=target.vocab_size, **(settings | changes)
-        )
-    )
+def first_model(loaded: LoadedTarget, args: argparse.Namespace, seed: int) -> FlashModel:
+    """What training begins with: a drafter that is there, or a new one as `flash-mlx train` has."""
+    if args.init_from:
+        return load_model(args.init_from)
+    start = args.init or BEST_START
+    return new_model(loaded, drafter_config(loaded, start, args.config), start, seed)
 
 
 def parse() -> argparse.Namespace:
@@ -159,9 +149,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--answers", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--init-from", type=Path, help="a drafter to go on with; default: none")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--init-from", type=Path, help="a drafter to go on with; default: none")
+    begin.add_argument("--init", choices=STARTS, help=f"default: {BEST_START}")
     parser.add_argument(
-        "--config", type=json.loads, default={}, help="settings of FlashConfig, as JSON"
+        "--config", type=json.loads, default={}, help="settings of a new drafter, as JSON"
     )
     parser.add_argument(
         "--train", type=json.loads, default={}, help="settings of TrainConfig, as JSON"
@@ -186,7 +178,8 @@ def main() -> None:
         return mx.array(padded)
 
     target = loaded.target
-    model = load_model(args.init_from) if args.init_from else first_model(loaded, args.config)
+    config = TrainConfig(**args.train)
+    model = first_model(loaded, args, config.seed)
 
     def validate(averaged: FlashModel) -> Mapping[str, float]:
         return measured(loaded, averaged, args.scenes)
@@ -196,7 +189,7 @@ def main() -> None:
         Teacher(features, target.embed, target.lm_head),
         examples,
         args.output,
-        TrainConfig(**args.train),
+        config,
         target_info={"model_type": loaded.model_type, "name": "demo"},
         callback=Printer(),
         validate=validate,
