@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from flash_mlx.cli import roofline
 from flash_mlx.cli.options import ListOptions, at_least, loading_options, require_writable
@@ -37,7 +38,14 @@ prompts_option = click.option(
 class _Command(ListOptions):
     """Its lists: drafters, temperatures and prompts."""
 
-    lists = ("--draft-model", "--drafting", "--temperature", "--prompt", *roofline.LISTS)
+    lists = (
+        "--draft-model",
+        "--draft-block-size",
+        "--drafting",
+        "--temperature",
+        "--prompt",
+        *roofline.LISTS,
+    )
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Keep the words for the report."""
@@ -88,7 +96,14 @@ class _Command(ListOptions):
     callback=at_least(1),
     help="Answers of each drafter to each prompt.",
 )
-@click.option("--draft-block-size", type=int, callback=at_least(1))
+@click.option(
+    "--draft-block-size",
+    "blocks",
+    type=int,
+    multiple=True,
+    callback=at_least(1),
+    help="Always as many drafts; several sizes run against each other, and against --drafting.",
+)
 @loading_options
 @click.option(
     "--drafting",
@@ -125,7 +140,7 @@ def command(
     temperatures: tuple[float, ...],
     max_tokens: int,
     repeats: int,
-    draft_block_size: int | None,
+    blocks: tuple[int, ...],
     loading: dict[str, Any],
     modes: tuple[Drafting, ...],
     seed: int,
@@ -142,7 +157,9 @@ def command(
     if projection["roofline"]:
         if picture is not None:
             raise click.UsageError("--plot must stand without --roofline, which draws nothing.")
-        roofline.show(model, projection, draft_block_size, output, markdown=markdown)
+        if len(blocks) > 1:
+            raise click.UsageError("--roofline takes one --draft-block-size.")
+        roofline.show(model, projection, next(iter(blocks), None), output, markdown=markdown)
         return
     from flash_mlx import bench, doctor, measure
     from flash_mlx.bench.plot import plot, require_matplotlib
@@ -155,9 +172,11 @@ def command(
     questions = bench.read_questions(
         data, prompts, limit, image_folder, fps=fps, max_frames=max_frames
     )
-    first = load(model, drafts[0], draft_block_size=draft_block_size, drafting=modes[0], **loading)
+    typed = context.get_parameter_source("modes") is not ParameterSource.DEFAULT
+    ways: list[Drafting | int] = [*(modes if typed or not blocks else ()), *blocks]
+    first = load(model, drafts[0], **_way(ways[0]), **loading)
     loaded = first.loaded
-    drafters = _drafters(first, drafts, modes, draft_block_size)
+    drafters = _drafters(first, drafts, ways)
     prompt = bench.first_prompt(loaded, questions)
     machine = doctor.examine()
     settings = [bench.Settings(t, max_tokens, seed, repeats, replay_costs) for t in temperatures]
@@ -196,23 +215,27 @@ def _ask(
     return rows, skipped
 
 
-def _drafters(
-    model: Model, names: Sequence[str], modes: Sequence[Drafting], draft_block_size: int | None
-) -> dict[str, Drafter[Any]]:
-    """Name, and mode if there are several, to drafter; plain decoding is none.
+def _way(way: Drafting | int) -> dict[str, Any]:
+    """Return the arguments of `load` that draft this way: a mode, or always as many."""
+    return {"draft_block_size": way} if isinstance(way, int) else {"drafting": way}
 
-    The model's own drafter is that of the first name and mode.
+
+def _drafters(
+    model: Model, names: Sequence[str], ways: Sequence[Drafting | int]
+) -> dict[str, Drafter[Any]]:
+    """Name, and way to draft if there are several, to drafter; plain decoding is none.
+
+    The model's own drafter is that of the first name and way.
     """
     from flash_mlx.generate import with_drafter
 
     drafters: dict[str, Drafter[Any]] = {}
     for name in names:
-        for mode in modes:
-            first = (name, mode) == (names[0], modes[0])
-            each = model
-            if not first:
-                each = with_drafter(model, name, draft_block_size=draft_block_size, drafting=mode)
+        for way in ways:
+            first = (name, way) == (names[0], ways[0])
+            each = model if first else with_drafter(model, name, **_way(way))
             if each.drafter is not None:
-                label = each.draft_name if len(modes) == 1 else f"{each.draft_name} {mode}"
+                how = f"fixed {way}" if isinstance(way, int) else way
+                label = each.draft_name if len(ways) == 1 else f"{each.draft_name} {how}"
                 drafters[label] = each.drafter
     return drafters

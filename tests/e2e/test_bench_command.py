@@ -92,6 +92,23 @@ def test_a_drafter_that_fails_within_the_run_has_a_row_that_says_so(
     assert rows["mlx-vlm"]["samples"] == 2
 
 
+def test_fixed_blocks_of_several_sizes_stand_beside_what_pays(tiny_llava: Path, data: Path) -> None:
+    words: list[str | Path] = ["bench", "--model", tiny_llava, "--data", data / "images"]
+    words += ["--limit", "2", "--max-tokens", "12", "--draft-model", "ngram"]
+    words += ["--json", data / "out.json"]
+    for more, names in (
+        (["--draft-block-size", "1", "2"], ["ngram fixed 1", "ngram fixed 2"]),
+        (["--draft-block-size", "2", "--drafting", "chain"], ["ngram chain", "ngram fixed 2"]),
+        (["--draft-block-size", "2"], ["ngram"]),
+    ):
+        code, _, err = command(*words, *more)
+        assert code == 0, err
+        rows = {row["drafter"]: row for row in json.loads((data / "out.json").read_text())["rows"]}
+        assert [name for name in rows if name.startswith("ngram")] == names
+        for name in (each for each in names if each[-1].isdigit()):
+            assert max(drafted for drafted, *_ in rows[name]["outcomes"]) == int(name[-1])
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
