@@ -30,7 +30,8 @@ from clip_language import EVENTS_PROMPTS, STEPS_PROMPTS, VIDEO_PROMPTS, clip_con
 from clips import draw_clip, moments
 from flash_mlx.processing import make_prompt
 from flash_mlx.targets import LoadedTarget, load_target
-from language import BRIEF_PROMPTS, CAPTION_PROMPTS, LIST_PROMPTS, question
+from language import question
+from words import BRIEF_PROMPTS, CAPTION_PROMPTS, LIST_PROMPTS
 from render import render
 from world import draw_scene
 

@@ -11,15 +11,6 @@ import random
 
 from clips import MOMENTS, Clip, Event
 from language import (
-    CELLS,
-    FIRST,
-    LATER,
-    MOODS,
-    NEXT,
-    NUMBERS,
-    OPENINGS,
-    VERB_FORMS,
-    VERBS,
     capital,
     count_phrase,
     joined,
@@ -32,6 +23,7 @@ from language import (
     short_name,
     with_article,
 )
+from words import CELLS, FIRST, LATER, MOODS, NEXT, NUMBERS, OPENINGS, VERB_FORMS, VERBS
 from world import PATTERNS, PLACES, SHAPES, SIZES
 
 EARLY = ("Then", "After a moment,", "Soon,")

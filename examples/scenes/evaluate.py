@@ -20,7 +20,7 @@ from pathlib import Path
 import flash_mlx
 from PIL import Image
 
-from language import (
+from words import (
     CAPTION_PROMPTS,
     NUMBERS,
     OPENINGS,

@@ -29,7 +29,7 @@ from flash_mlx.targets.taps import TappedTarget
 from flash_mlx.train import Example, Trainer
 from flash_mlx.train.config import configure
 from flash_mlx.train.initial import drafter_config, new_model
-from language import BRIEF_PROMPTS, CAPTION_PROMPTS
+from words import BRIEF_PROMPTS, CAPTION_PROMPTS
 from study_data import Examples, asked_of, load_examples, with_taps, write_data_set_answers
 from study_measure import HeldOut, verify_costs
 from study_variants import DRAFTER, GROUPS, TRAIN, Variant

@@ -29,7 +29,8 @@ from flash_mlx.targets import LoadedTarget
 from flash_mlx.targets.taps import TappedTarget
 from flash_mlx.train import Batch, Example, Teacher
 from flash_mlx.train.teacher import read_examples as read_by_target
-from language import BRIEF_PROMPTS, CAPTION_PROMPTS, LIST_PROMPTS, brief, caption, listing, question
+from language import brief, caption, listing, question
+from words import BRIEF_PROMPTS, CAPTION_PROMPTS, LIST_PROMPTS
 from train_drafter import TUNING, batched_target, compute_features, picture_of, read_examples
 from world import draw_scene
 

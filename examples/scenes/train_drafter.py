@@ -32,7 +32,7 @@ from flash_mlx.targets import LoadedTarget, load_target
 from flash_mlx.train import Batch, Example, Teacher, TrainConfig, Trainer, TrainingCallback
 from flash_mlx.train.initial import BEST_START, STARTS, drafter_config, new_model
 from flash_mlx.train.validate import BEST_BY, mean_acceptance_length
-from language import CAPTION_PROMPTS
+from words import CAPTION_PROMPTS
 from model import Llava, TextShape, VisionShape
 
 TUNING = 31_000_000  # scenes on which training is watched; never reported
