@@ -22,10 +22,10 @@ from mlx.utils import tree_flatten, tree_unflatten
 from flash_mlx.decode import Target
 from flash_mlx.draft import FlashConfig, FlashDrafter, FlashModel
 from flash_mlx.draft.decoder import DecoderConfig
-from flash_mlx.draft.drafter import BestTokens
 from flash_mlx.draft.fit import TargetFacts, check_notes, check_sizes
 from flash_mlx.draft.kinds import KINDS, DraftModel, kind_of
 from flash_mlx.draft.stepwise import StepwiseDrafter
+from flash_mlx.draft.vocabulary import check_ids
 from flash_mlx.few_rows import lay_out_for_few_rows
 from flash_mlx.files import Tensor, read_header, read_json, replacing
 from flash_mlx.hub import resolve_path
@@ -56,7 +56,6 @@ def load_drafter(
     target: Target,
     block_size: int | None = None,
     facts: TargetFacts | None = None,
-    best_tokens: BestTokens | None = None,
     *,
     keep_quantized: bool = False,
 ) -> FlashDrafter | StepwiseDrafter:
@@ -67,7 +66,6 @@ def load_drafter(
         target: Lends its embedding and its LM head.
         block_size: Tokens to draft in a round, if not the drafter's own number.
         facts: What the drafter's notes about its target are held against.
-        best_tokens: The target's, if it has a way that needs no logits.
         keep_quantized: Leave quantised weights quantised on a CPU too, where they are slow.
 
     Raises:
@@ -82,21 +80,20 @@ def load_drafter(
     dtype = target.embed(mx.array([0])).dtype
     model = _load(path, kind, config, notes, dtype, keep_quantized=keep_quantized)
     lay_out_for_few_rows(model)
-    return drafter_of(model, target, block_size, best_tokens, trees=facts.trees)
+    return drafter_of(model, target, block_size, trees=facts.trees)
 
 
 def drafter_of(
     model: DraftModel,
     target: Target,
     block_size: int | None = None,
-    best_tokens: BestTokens | None = None,
     *,
     trees: bool = True,
 ) -> FlashDrafter | StepwiseDrafter:
     """Return what drafts with a network; arguments as of `load_drafter` and `TargetFacts`."""
     lends = target.embed, target.lm_head
     if isinstance(model, FlashModel):
-        return FlashDrafter(model, *lends, block_size, best_tokens)
+        return FlashDrafter(model, *lends, block_size)
     return StepwiseDrafter(model, *lends, target.vocab_size, block_size, trees=trees)
 
 
@@ -175,6 +172,11 @@ def _load(
             f"{'holds' if len(broken) == 1 else 'hold'} NaN or infinity in {dtype}."
         )
     model.update(tree_unflatten(list(weights.items())))
+    if (ids := model.proposed_ids) is not None:
+        try:
+            check_ids(ids, config.vocab_size)
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
     if quantization is not None:
         dequantize(model, CORRECTIONS if keep_quantized else ("",))
         model.set_dtype(dtype)

@@ -81,10 +81,11 @@ class Model:
 
     @property
     def drafter_bytes(self) -> int:
-        """What the drafter's own weights take [bytes]; 0 without any."""
+        """What the drafter's own weights take, copies of the target's included [bytes]; or 0."""
         drafter = unpaced(self.drafter)
         if isinstance(drafter, FlashDrafter | StepwiseDrafter):
-            return num_bytes(drafter.model)
+            gathered = drafter.head_bytes if isinstance(drafter, FlashDrafter) else 0
+            return num_bytes(drafter.model) + gathered
         return 0
 
     def num_latents(self, prompt: Prompt) -> int:
@@ -227,7 +228,6 @@ def _attach(model: Model, chosen: Choice, block_size: int | None, drafting: Draf
             plain.target,
             block_size,
             replace(facts, trees=facts.trees and drafting != "chain"),
-            plain.target.best_tokens,
             keep_quantized=plain.keep_quantized,
         )
         drafter, kind = trained, kind_of(trained.model)

@@ -32,7 +32,7 @@ def random_model(config: FlashConfig = SMALL, seed: int = 0) -> FlashModel:
     rng = np.random.default_rng(seed)
     model = FlashModel(config)
     weights = []
-    for name, value in tree_flatten(model.parameters()):
+    for name, value in tree_flatten(model.trainable_parameters()):
         fan_in = value.shape[-1] if value.ndim == 2 else 4
         weight = rng.normal(0, fan_in**-0.5, value.shape) + ("norm" in name)
         weights.append((name, mx.array(weight.astype(np.float32))))

@@ -82,6 +82,14 @@ def _settings(
     help="Where a new drafter's weights begin.  [default: embeddings]",
 )
 @click.option(
+    "--draft-vocab",
+    type=int,
+    callback=at_least(1),
+    metavar="N",
+    help="Let a new drafter propose only the N most frequent tokens of the answers: drafting reads "
+    "fewer rows of the LM head.  [default: all tokens]",
+)
+@click.option(
     "--preset",
     type=click.Choice(["ours", "flash", "eagle", "msd", "vispec"]),
     help="Objectives and optimiser of a method.  [default: ours; with --init-from an EAGLE, MSD or "

@@ -19,13 +19,14 @@ from flash_mlx.cli.beginning import Origin, origin, start_of
 from flash_mlx.cli.progress import Bar, interruptible, progress
 from flash_mlx.cli.reporting import Several, report_to
 from flash_mlx.decode import Target
+from flash_mlx.draft import FlashModel
 from flash_mlx.loading import Model, read_by
 from flash_mlx.train import Example, Teacher, TrainConfig, Trainer, TrainingCallback
 from flash_mlx.train.card import Facts, write_card
 from flash_mlx.train.config import PRESET_OF, configure
 from flash_mlx.train.features import FeatureCache
 from flash_mlx.train.folder import PLOT, RUN, check, claim, describe_target
-from flash_mlx.train.initial import BEST_START
+from flash_mlx.train.initial import BEST_START, propose_frequent
 from flash_mlx.train.plan import chunk_for
 from flash_mlx.train.plot import plot, read_metrics
 from flash_mlx.train.teacher import read_examples
@@ -75,6 +76,8 @@ def run(options: Mapping[str, Any]) -> bool:
     if not is_taken:
         claim(output, request, resume=resume)
     data = answer(model, options, questions)
+    if begin is None and isinstance(drafter, FlashModel):
+        _choose_tokens(drafter, data, model.loaded.eos_ids)
     if "dtype" not in options["settings"]:
         narrow = DTYPES[model.target.embed(mx.array([0])).dtype]
         config = replace(config, dtype=narrow)
@@ -106,6 +109,15 @@ def run(options: Mapping[str, Any]) -> bool:
     if finished:
         _describe(model, trainer, data, target, options)
     return finished
+
+
+def _choose_tokens(drafter: FlashModel, data: Data, stop_ids: Sequence[int]) -> None:
+    """Choose what a new drafter may propose, if that is not all tokens, and tell."""
+    share = propose_frequent(drafter, (one.answer for one in data.examples), stop_ids)
+    if number := drafter.config.draft_vocab_size:
+        told = f"{number} of {drafter.config.vocab_size}: {share:.2%} of the answers' tokens"
+        data.facts["tokens that may be drafted"] = told
+        click.echo(f"Tokens that may be drafted: {told}.", err=True)
 
 
 def _teacher(
@@ -165,7 +177,7 @@ def settings(
         changes["learning_rate"] = options["learning_rate"]
     elif begin is not None:
         changes["learning_rate"] = configure(preset).learning_rate / 10
-    sizes = {}
+    sizes = {"draft_vocab_size": options["draft_vocab"]} if options["draft_vocab"] else {}
     for name, value in options["settings"].items():
         if name in ("drafter.hidden_size", "drafter.vocab_size"):
             raise click.UsageError(f"{name} is the target's own; leave it out.")

@@ -10,6 +10,8 @@ from flash_mlx.draft.compression import COMPRESSIONS
 from flash_mlx.draft.settings import Settings, require_even
 from flash_mlx.pace import PRIOR
 
+LEAST_TOKENS = 4  # of those that may be proposed: siblings in a tree are different ones
+
 
 @dataclass(frozen=True)
 class FlashConfig(Settings):
@@ -46,6 +48,7 @@ class FlashConfig(Settings):
             `hydra_size`.
         taps: Whether the drafter reads the inputs of three of the target's layers besides its
             last hidden states (see `FlashModel.taps`).
+        draft_vocab_size: U, tokens that it may propose (see `vocabulary`); 0: all V.
         expected_acceptance: Chance that a draft is accepted if those before it are, as training
             measured it; only decides how far ahead a text's first drafts go.
 
@@ -54,7 +57,14 @@ class FlashConfig(Settings):
     """
 
     MAY_BE_ZERO: ClassVar[frozenset[str]] = frozenset(
-        {"num_latents", "markov_rank", "hydra_size", "recurrent_size", "video_groups"}
+        {
+            "num_latents",
+            "markov_rank",
+            "hydra_size",
+            "recurrent_size",
+            "video_groups",
+            "draft_vocab_size",
+        }
     )
     MATRICES: ClassVar[tuple[tuple[str, ...], ...]] = (
         ("num_heads", "head_dim", "hidden_size"),
@@ -91,7 +101,13 @@ class FlashConfig(Settings):
     hydra_size: int = 0
     recurrent_size: int = 0
     taps: bool = False
+    draft_vocab_size: int = 0
     expected_acceptance: float = PRIOR
+
+    @property
+    def num_proposed(self) -> int:
+        """U, tokens that it may propose."""
+        return self.draft_vocab_size or self.vocab_size
 
     @property
     def learns_queries(self) -> bool:
@@ -117,6 +133,11 @@ class FlashConfig(Settings):
             raise ValueError(
                 "expected_acceptance of a drafter must be a share, at most 1; "
                 f"got {self.expected_acceptance}."
+            )
+        if self.draft_vocab_size and not LEAST_TOKENS <= self.draft_vocab_size <= self.vocab_size:
+            raise ValueError(
+                f"draft_vocab_size of a drafter must be 0 (all tokens) or {LEAST_TOKENS} to its "
+                f"vocab_size, {self.vocab_size}; got {self.draft_vocab_size}."
             )
         if self.hydra_size and self.recurrent_size:
             raise ValueError(

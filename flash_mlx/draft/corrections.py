@@ -5,8 +5,8 @@ small networks tell it afterwards, at a fraction of a pass each. All start from,
 the slots already say.
 
 Shapes:
-    k: slots.    D: hidden size.    V: vocabulary.    W: width of the recurrence.    r: rank.
-    n: rows corrected at once.    ...: any leading axes.
+    k: slots.    D: hidden size.    V: vocabulary.    U: tokens that may be proposed.
+    W: width of the recurrence.    r: rank.    n: rows corrected at once.    ...: leading axes.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ class Markov(nn.Module):
     """Corrects a slot's logits by the token before it, through r dimensions.
 
     Weights:
-        previous [V, r]: what a token says about its successor; next [V, r]: who listens.
+        previous [V, r]: what a token says about its successor; next [U, r]: who listens.
     """
 
-    def __init__(self, vocab_size: int, rank: int) -> None:
+    def __init__(self, vocab_size: int, num_proposed: int, rank: int) -> None:
         """Start without any correction."""
         super().__init__()
         self.previous = mx.random.normal((vocab_size, rank), scale=rank**-0.5)
-        self.next = mx.zeros((vocab_size, rank))
+        self.next = mx.zeros((num_proposed, rank))
 
     def __call__(self, tokens: mx.array) -> mx.array:
-        """Return [..., V], to be added to the logits of what follows `tokens` [...]."""
+        """Return [..., U], to be added to the logits of what follows `tokens` [...]."""
         return self.previous[tokens] @ self.next.T
 
 

@@ -5,7 +5,7 @@ the target's hidden states what the slots took these to be (`reader`).
 
 Shapes:
     n: tokens drafted ahead.    k: slots of a pass.    D: hidden size.    V: vocabulary.
-    W: tokens a slot.
+    U: tokens that may be proposed, all V or some (`vocabulary`).    W: tokens a slot.
 """
 
 from __future__ import annotations
@@ -18,12 +18,11 @@ from flash_mlx.draft.choice import Candidates, score_of
 from flash_mlx.draft.in_turn import InTurn
 from flash_mlx.draft.model import FlashModel
 from flash_mlx.draft.reader import FlashReader, FlashState
+from flash_mlx.draft.vocabulary import RowsHead, head_of, spread
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
 
 PASSES = 2  # of the drafter for one draft, at most
-
-BestTokens = Callable[[mx.array, int], tuple[mx.array, mx.array]]
 
 
 class FlashDrafter(FlashReader):
@@ -32,10 +31,9 @@ class FlashDrafter(FlashReader):
     Args:
         model: As for `FlashReader`.
         embed: Likewise.
-        lm_head: The target's LM head, [R, D] -> [R, V].
+        lm_head: The target's LM head, [R, D] -> [R, V]; of one that gives its rows apart
+            (`vocabulary.RowsHead`) only those of the tokens that may be proposed are read.
         block_size: As for `FlashReader`.
-        best_tokens: The target's most likely tokens, [R, D] and n -> ids and log-probabilities
-            [R, n]; None: they are chosen from `lm_head`'s logits.
 
     Raises:
         ValueError: If the model does not have that many slots.
@@ -47,15 +45,21 @@ class FlashDrafter(FlashReader):
         embed: Callable[[mx.array], mx.array],
         lm_head: Callable[[mx.array], mx.array],
         block_size: int | None = None,
-        best_tokens: BestTokens | None = None,
     ) -> None:
         """Make the corrections ready."""
         super().__init__(model, embed, block_size)
         config = model.config
-        self._lm_head, self._best_tokens = lm_head, best_tokens
+        self._ids = model.proposed_ids
+        self._lm_head = head_of(lm_head, self._ids)
         self._topology = Topology.chain(self.block_size)
         corrected = config.markov_rank or config.hydra_size or config.recurrent_size
-        self._in_turn = InTurn(model, embed, lm_head, self.block_size) if corrected else None
+        self._in_turn = InTurn(model, embed, self._lm_head, self.block_size) if corrected else None
+
+    @property
+    def head_bytes(self) -> int:
+        """What it keeps of the target's LM head for itself [bytes]."""
+        head = self._lm_head
+        return head.nbytes if self._ids is not None and isinstance(head, RowsHead) else 0
 
     @property
     def reach(self) -> int:
@@ -98,7 +102,7 @@ class FlashDrafter(FlashReader):
             )
         if depth == 0:
             return DraftTree(topology, mx.array([root], mx.int32))
-        score = score_of(sampler, (depth, self.model.config.vocab_size), key)
+        score = score_of(sampler, (depth, self.model.config.num_proposed), key)
         if sampler.greedy and topology.is_chain and self._in_turn is None:
             best = self.candidates(state, depth, 1)
             tokens = mx.where(mx.isnan(best.logprobs), -1, best.tokens.astype(mx.int32))[:, 0]
@@ -110,14 +114,16 @@ class FlashDrafter(FlashReader):
                 tokens = mx.concatenate([tokens, further[0]])
                 logits = mx.concatenate([logits, further[1]])
         if not topology.is_chain:
-            ranked = _ranked(score(0, logits), max(map(len, topology.children)))
+            ranked = self._named(_ranked(score(0, logits), max(map(len, topology.children))))
             level, rank = mx.array(topology.depth[1:]) - 1, mx.array(topology.ranks[1:])
             found = ranked[level, rank].astype(mx.int32)
             tokens = mx.where(tokens[level] < 0, -1, found)  # -1: see `guard`
         tokens = mx.concatenate([mx.array([root], mx.int32), tokens.astype(mx.int32)])
         if sampler.greedy:
             return DraftTree(topology, tokens)
-        laws = sampler.probs(logits)  # the deepest drafts have no children: their row is not read
+        vocab_size = self.model.config.vocab_size
+        laws = spread(sampler.probs(logits), self._ids, vocab_size, 0)
+        # The deepest drafts have no children: their row is not read
         laws = mx.concatenate([laws, mx.zeros_like(laws[:1])])
         if not topology.is_chain:
             laws = laws[mx.array(topology.depth)]
@@ -145,14 +151,19 @@ class FlashDrafter(FlashReader):
 
     def _likeliest(self, slots: mx.array, width: int) -> tuple[mx.array, mx.array]:
         """Return the likeliest tokens of slots [n, D] and their log-probabilities, [n, W]."""
-        if self._in_turn is None and self._best_tokens is not None:
-            return self._best_tokens(slots, width)
+        if self._in_turn is None and isinstance(self._lm_head, RowsHead):
+            places, logprobs = self._lm_head.best_tokens(slots, width)
+            return self._named(places), logprobs
         _, logits = self._choose(slots, lambda _, logits: logits)
         logits = logits.astype(mx.float32)
-        tokens = mx.argpartition(-logits, width - 1, axis=-1)[:, :width]
-        chosen = mx.take_along_axis(logits, tokens, axis=-1)
+        places = mx.argpartition(-logits, width - 1, axis=-1)[:, :width]
+        chosen = mx.take_along_axis(logits, places, axis=-1)
         logprobs = chosen - mx.logsumexp(logits, axis=-1, keepdims=True)
-        return tokens, logprobs
+        return self._named(places), logprobs
+
+    def _named(self, places: mx.array) -> mx.array:
+        """Return the ids of tokens by their places, 0 to U - 1, among those that it may propose."""
+        return places if self._ids is None else self._ids[places]
 
     def _ahead(self, tokens: mx.array, state: FlashState) -> mx.array:
         """Return the slots [k, D] of a second pass, after a first block's tokens [k]."""
@@ -165,7 +176,7 @@ class FlashDrafter(FlashReader):
     def _choose(
         self, slots: mx.array, score: Callable[[int, mx.array], mx.array]
     ) -> tuple[mx.array, mx.array]:
-        """Return the tokens [n] of the best score, -1 where logits are not numbers; logits [n, V].
+        """Return the tokens [n] of the best score, -1 where logits are not numbers; logits [n, U].
 
         Args:
             slots: [n, D] the LM head's inputs.
@@ -173,17 +184,17 @@ class FlashDrafter(FlashReader):
         """
         if self._in_turn is None:
             logits = self._lm_head(slots)
-            tokens = mx.argmax(score(0, logits), axis=-1)
+            tokens = self._named(mx.argmax(score(0, logits), axis=-1))
         else:
             tokens, logits = self._in_turn(
-                slots, lambda slot, logits: mx.argmax(score(slot, logits), axis=-1)
+                slots, lambda slot, logits: self._named(mx.argmax(score(slot, logits), axis=-1))
             )
         broken = mx.isnan(logits).any(axis=-1)
         return mx.where(broken, -1, tokens.astype(mx.int32)), logits
 
 
 def _ranked(scores: mx.array, width: int) -> mx.array:
-    """Return the tokens [n, W] of the best scores [n, V], best first."""
+    """Return the tokens [n, W] of the best scores [n, U], best first."""
     best = mx.argpartition(-scores, width - 1, axis=-1)[:, :width]
     order = mx.argsort(-mx.take_along_axis(scores, best, axis=-1), axis=-1)
     return mx.take_along_axis(best, order, axis=-1)

@@ -24,6 +24,7 @@ import mlx.nn as nn
 
 from flash_mlx.draft.decoder import DecoderConfig, DecoderLayer
 from flash_mlx.draft.one_layer import OneLayerModel
+from flash_mlx.draft.vocabulary import spread
 
 
 class PairLayer(DecoderLayer):
@@ -78,6 +79,13 @@ class Eagle3Model(OneLayerModel):
             self.d2t = mx.zeros(num_ids, dtype=mx.int32)
 
     @property
+    def proposed_ids(self) -> mx.array | None:
+        """Tokens that it may propose, [U] int32; None: all."""
+        if not self.config.draft_vocab_size:
+            return None
+        return mx.arange(self.config.draft_vocab_size, dtype=mx.int32) + self.d2t
+
+    @property
     def target_size(self) -> int:
         """The target's hidden size."""
         return self.config.feature_size or self.config.hidden_size
@@ -123,10 +131,8 @@ class Eagle3Model(OneLayerModel):
     ) -> mx.array:
         """Return [R, V] of the drafter's own LM head, spread over the target's ids."""
         own: mx.array = self.lm_head(self.norm(outputs))
-        num_ids = own.shape[-1]
-        if not self.config.draft_vocab_size:
-            beyond = mx.full((own.shape[0], vocab_size - num_ids), -mx.inf, dtype=own.dtype)
+        ids = self.proposed_ids
+        if ids is None:
+            beyond = mx.full((own.shape[0], vocab_size - own.shape[-1]), -mx.inf, dtype=own.dtype)
             return mx.concatenate([own, beyond], axis=-1)
-        spread = mx.full((own.shape[0], vocab_size), -mx.inf, dtype=own.dtype)
-        ids = mx.broadcast_to(mx.arange(num_ids) + self.d2t, own.shape)
-        return mx.put_along_axis(spread, ids, own, axis=-1)
+        return spread(own, ids, vocab_size, -mx.inf)

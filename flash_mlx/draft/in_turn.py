@@ -7,7 +7,8 @@ looked up in a table, and a correction's last layer and the LM head become one m
 slot reads that instead of the whole LM head.
 
 Shapes:
-    k: slots.    D: hidden size.    V: vocabulary.    W: width of the correction.
+    k: slots.    D: hidden size.    V: vocabulary.    U: tokens that may be proposed.
+    W: width of the correction.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class InTurn:
     Args:
         model: With `markov_rank`, `hydra_size` or `recurrent_size`.
         embed: The target's embedding.
-        lm_head: The target's LM head.
+        lm_head: The target's LM head, over the U tokens that the model may propose.
         block_size: k.
     """
 
@@ -52,7 +53,7 @@ class InTurn:
             self._up = [up.weight.T for _, _, up in layers]
         if self._by_recurrence:
             self._up = [model.recurrence.up.weight.T]
-        entries = sum(up.shape[0] for up in self._up) * config.vocab_size
+        entries = sum(up.shape[0] for up in self._up) * config.num_proposed
         self._folded = 0 < entries <= TABLE_LIMIT and self._fold()
         self._hear = self._listener(embed)
         mx.eval(self._up)
@@ -60,11 +61,11 @@ class InTurn:
     def __call__(
         self, slots: mx.array, choose: Callable[[int, mx.array], mx.array]
     ) -> tuple[mx.array, mx.array]:
-        """Return the tokens, [n], and the logits, [n, V], they were chosen from.
+        """Return the tokens, [n], and the logits, [n, U], they were chosen from.
 
         Args:
             slots: [n, D] the LM head's inputs of slots 0 to n - 1, not corrected; n is at most k.
-            choose: Takes a slot's number and its logits [1, V] to its token [1].
+            choose: Takes a slot's number and its logits [1, U] to its token [1].
         """
         by_markov, corrected = self._model.config.markov_rank > 0, len(self._up) > 0
         apart = corrected and not self._folded  # each slot needs the LM head for itself

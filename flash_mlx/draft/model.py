@@ -12,8 +12,8 @@ positions t and t + i. So what later rows need of row t is one key and one value
 Shapes:
     B: sequences.    S: rows of the compressed sequence (see `layout`).    Q: base rows.
     k: slots.    D: the target's hidden size.    V: vocabulary.    M: latents an image.
-    N: rows of an image.    H: heads.    Dh: width of a head.    F: width of the MLP.
-    ...: any leading axes.
+    U: tokens that it may propose.    N: rows of an image.    H: heads.    Dh: width of a head.
+    F: width of the MLP.    ...: any leading axes.
 
 Source: Wang et al., FLASH / SpecFLASH, arXiv 2505.12728, and the weight names of its published
 code; text before the image is fused as well (`fuse_pre_image`), slots are read as predictions of
@@ -100,7 +100,7 @@ class FlashModel(nn.Module):
         columns read the embedding first, then the hidden; layers (see SlotBlock); norm_embedding,
         norm_hidden [D] with `norm_inputs`; tap_norms.{0, 1, 2} [D] and fc_taps [D, 3D] with
         `taps`; markov, recurrence and hydra_projs.i.{0, 2} (see `corrections`) with
-        `markov_rank`, `recurrent_size` and `hydra_size`.
+        `markov_rank`, `recurrent_size` and `hydra_size`; draft_ids [U] with `draft_vocab_size`.
     """
 
     def __init__(self, config: FlashConfig) -> None:
@@ -123,13 +123,21 @@ class FlashModel(nn.Module):
             self.fc_taps = nn.Linear(NUM_TAPS * size, size, bias=False)
             self.fc_taps.weight = mx.zeros_like(self.fc_taps.weight)
         if config.markov_rank:
-            self.markov = Markov(config.vocab_size, config.markov_rank)
+            self.markov = Markov(config.vocab_size, config.num_proposed, config.markov_rank)
         if config.hydra_size:
             self.hydra_projs = hydra_layers(config)
         if config.recurrent_size:
             self.recurrence = Recurrence(config)
+        if config.draft_vocab_size:
+            self.draft_ids = mx.arange(config.draft_vocab_size, dtype=mx.int32)
+            self.freeze(recurse=False, keys=["draft_ids"])  # they are chosen, not learned
 
     needs_hidden = True  # besides the inputs of tapped layers
+
+    @property
+    def proposed_ids(self) -> mx.array | None:
+        """Tokens that it may propose, [U] int32 ascending; None: all."""
+        return self.get("draft_ids")
 
     @property
     def width(self) -> int:

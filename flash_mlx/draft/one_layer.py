@@ -91,6 +91,11 @@ class OneLayerModel(nn.Module):
             self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
 
     @property
+    def proposed_ids(self) -> mx.array | None:
+        """Tokens that it may propose, [U] int32; None: all."""
+        return None
+
+    @property
     def target_size(self) -> int:
         """The target's hidden size."""
         return self.config.hidden_size

@@ -23,11 +23,11 @@ import mlx.nn as nn
 
 from flash_mlx.decode import Cache, Output, Take
 from flash_mlx.kernels.few_rows import MAX_ROWS
-from flash_mlx.kernels.lmhead_topk import lmhead_topk, most_likely
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets.cache import SequenceCache
 from flash_mlx.targets.decoder import Decoder
 from flash_mlx.targets.families import Family
+from flash_mlx.targets.head import Head
 from flash_mlx.targets.hooks import TreeHooks
 from flash_mlx.targets.joined import JoinedAttention, join_layers
 from flash_mlx.targets.quantized import few_rows
@@ -222,27 +222,17 @@ class MlxVlmTarget:
         """Return [R, D], the embeddings of ids [R] as the decoder layers receive them."""
         return self._decoder.embed(tokens)
 
-    def lm_head(self, hidden: mx.array) -> mx.array:
-        """Return logits [R, V] of `hidden` [R, D]."""
-        return self._decoder.head(hidden)
+    @property
+    def lm_head(self) -> Head:
+        """The LM head: logits [R, V] of hidden [R, D], of all tokens or of some."""
+        return self._decoder.head
 
     def _verified(self, hidden: mx.array) -> mx.array:
         """Return what `lm_head` does, by the kernel for few rows, which has no gradient."""
-        packed = self._decoder.packed_head()
+        packed = self.lm_head.packed
         if packed is None or not 2 <= hidden.shape[0] <= MAX_ROWS:
             return self.lm_head(hidden)
         return few_rows(hidden, *packed)
-
-    def best_tokens(self, hidden: mx.array, keep: int) -> tuple[mx.array, mx.array]:
-        """Return the most likely tokens after `hidden` [R, D], if possible without their logits.
-
-        Returns:
-            Ids [R, keep] int32, the most likely first, and log-probabilities [R, keep] float32.
-        """
-        packed = self._decoder.packed_head()
-        if packed is None:
-            return most_likely(self.lm_head(hidden), keep)
-        return lmhead_topk(hidden, *packed, keep)
 
     def _read_chunks(self, prompt: Prompt, cache: SequenceCache) -> Iterator[tuple[int, mx.array]]:
         """Read and commit the rows after the cache's.

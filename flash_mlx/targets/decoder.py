@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from flash_mlx.prompt import Prompt
 from flash_mlx.targets.families import Family
+from flash_mlx.targets.head import Head
 from flash_mlx.targets.hooks import outputs_of
 from flash_mlx.targets.videos import merge_videos, merged_positions
 
@@ -112,30 +113,15 @@ class Decoder:
             embedded = embedded * self._family.scale(embedded.shape[-1], embedded.dtype)
         return embedded
 
-    def head(self, hidden: mx.array) -> mx.array:
-        """Return logits [R, V] of `hidden` [R, D]."""
-        head = self._language_model.get("lm_head", None)
-        logits: mx.array = (
-            self.stack.embed_tokens.as_linear(hidden) if head is None else head(hidden)
-        )
-        if self._family.softcap is not None:
-            bound = self._family.softcap(self._language_model)
-            logits = logits if bound is None else mx.tanh(logits / bound) * bound
-        return logits
-
-    def packed_head(self) -> tuple[mx.array, mx.array, mx.array, int, int] | None:
-        """Return the LM head's packed weights, scales, biases, group size and bits.
-
-        None if `head` is not their plain product with its input.
-        """
-        head = self._language_model.get("lm_head", None)
-        head = self.stack.embed_tokens if head is None else head
-        quantised = isinstance(head, (nn.QuantizedLinear, nn.QuantizedEmbedding))
-        if not quantised or head.mode != "affine" or "bias" in head:
-            return None
-        if self._family.softcap is not None:
-            return None
-        return head.weight, head.scales, head.biases, head.group_size, head.bits
+    @property
+    def head(self) -> Head:
+        """The LM head."""
+        layer = self._language_model.get("lm_head", None)
+        cap = self._family.softcap
+        bound = None if cap is None else cap(self._language_model)
+        if layer is None:
+            return Head(self.stack.embed_tokens, tied=True, bound=bound)
+        return Head(layer, bound=bound)
 
     def read(self, prompt: Prompt) -> PromptFeatures:
         """Embed the text and the images of a prompt."""

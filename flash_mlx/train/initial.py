@@ -12,13 +12,16 @@ Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from flash_mlx.draft import FlashConfig, FlashModel
+from flash_mlx.draft.vocabulary import frequent_ids
 from flash_mlx.targets import LoadedTarget
 from flash_mlx.targets.weights import plain_weight
 
@@ -88,6 +91,27 @@ def new_model(loaded: LoadedTarget, config: FlashConfig, start: Start, seed: int
         _pass_embeddings(loaded, model, seed)
     mx.eval(model.parameters())
     return model
+
+
+def propose_frequent(
+    model: FlashModel, answers: Iterable[Sequence[int]], stop_ids: Iterable[int]
+) -> float:
+    """Let a new drafter with `draft_vocab_size` propose the answers' most frequent tokens.
+
+    Args:
+        model: Changed in place; one that proposes all tokens stays as it is.
+        answers: Ids of the target's answers.
+        stop_ids: Ids that end one; they are proposed in any case.
+
+    Returns:
+        Share of the answers' tokens that it can propose.
+    """
+    if not model.config.draft_vocab_size:
+        return 1.0
+    said = np.fromiter(chain.from_iterable(answers), np.int64)
+    counts = np.bincount(said, minlength=model.config.vocab_size)
+    model.draft_ids = frequent_ids(counts, model.config.draft_vocab_size, stop_ids)
+    return float(counts[np.array(model.draft_ids)].sum() / max(1, counts.sum()))
 
 
 def _last_layer(loaded: LoadedTarget) -> Any:

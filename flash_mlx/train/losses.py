@@ -2,6 +2,7 @@
 
 Shapes:
     n: base rows.    k: slots.    D: hidden size.    V: vocabulary.    m: tokens in order.
+    U: tokens that the drafter may propose.
     ...: any leading axes.
 """
 
@@ -156,6 +157,28 @@ def said_by_target(target_logits: mx.array, weights: LossWeights) -> tuple[mx.ar
     return p, mx.argmax(target_logits, axis=-1)[:, None]
 
 
+def of_proposed(target_logits: mx.array, ids: mx.array | None) -> tuple[mx.array, ...]:
+    """Return what a drafter that proposes some tokens alone can learn of the target.
+
+    Let s be the chance that the target says one of them. No such drafter is accepted more often
+    than that, and q = p / s is. So it is taught p / s, and a row counts s times: with chance 1 - s
+    nothing that it learns there is of use. `soft_cross_entropy` then is that to p as it is.
+
+    Args:
+        target_logits: [n, V].
+        ids: [U] the tokens; None: all.
+
+    Returns:
+        [n, U] logits; [n] s; [n] bool, whether the target's most likely token is one of them.
+    """
+    if ids is None:
+        return target_logits, (ones := mx.ones(target_logits.shape[:1])), ones > 0
+    own = target_logits[:, ids]
+    share = mx.logsumexp(own, axis=-1) - mx.logsumexp(target_logits, axis=-1)
+    known = ids[mx.argmax(own, axis=-1)] == mx.argmax(target_logits, axis=-1)
+    return own, mx.exp(share), known
+
+
 def objective(
     model: DraftModel,
     inputs: Taught,
@@ -164,6 +187,7 @@ def objective(
     lm_head: Callable[[mx.array], mx.array],
     weights: LossWeights,
     chunk: int = 4096,
+    head: Callable[[mx.array], mx.array] | None = None,
 ) -> tuple[mx.array, mx.array]:
     """Return the loss and how often each slot agrees with the target.
 
@@ -178,6 +202,7 @@ def objective(
         lm_head: The target's.
         weights: Shares of the objectives.
         chunk: Most base rows at a time.
+        head: The target's LM head over the tokens that the drafter proposes; None: these are all.
 
     Returns:
         Scalar loss, a weighted mean over slots; [k + 1] float32 sums over base rows: how often
@@ -185,8 +210,10 @@ def objective(
     """
     taught = mx.stop_gradient(taught)
     target_logits = mx.stop_gradient(lm_head(taught).astype(mx.float32))
+    target_logits, counted, known = of_proposed(target_logits, model.proposed_ids)
+    head = lm_head if head is None else head
     p, order = said_by_target(target_logits, weights)
-    best = order[:, 0]
+    best = mx.where(known, order[:, 0].astype(mx.int32), -1)  # what cannot be drafted is missed
     decay = mx.power(weights.slot_decay, mx.arange(outputs.shape[1]))
 
     # Whatever gradients flow to is an argument: mx.checkpoint sees nothing else.
@@ -195,9 +222,9 @@ def objective(
     ) -> tuple[mx.array, mx.array, mx.array]:
         """Return the sum of the losses, that of their shares, and of agreement."""
         teacher, mask = mx.stop_gradient(teacher), mx.stop_gradient(mask)
-        logits = _slot_logits(rows.astype(taught.dtype), lm_head, *markov)
+        logits = _slot_logits(rows.astype(taught.dtype), head, *markov)
         so_far = mx.cumprod((mx.argmax(logits, axis=-1) == best[teacher]) * mask, axis=1)
-        share = mask * decay
+        share = mask * decay * counted[teacher]
         if weights.until_fail:
             share = mx.concatenate([share[:, :1], share[:, 1:] * so_far[:, :-1]], axis=1)
         share = mx.stop_gradient(share)

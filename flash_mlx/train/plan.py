@@ -99,7 +99,8 @@ def plan(
         raise ValueError(f"The target's config.json must have {error} for a plan.") from error
     wide = 4.0 if float32 else _bytes_per_weight(target)
     size = 4 if float32 else 2
-    weights = sum(w.size for w in flat(FlashModel(drafter).parameters()).values())
+    weights = sum(w.size for w in flat(FlashModel(drafter).trainable_parameters()).values())
+    proposed = drafter.hidden_size * drafter.num_proposed
     num_rows = PROMPT_TEXT + visual + answer_tokens
     base = math.ceil(config.batch_size * (answer_tokens - 1) * config.base_share)
     compressed = PROMPT_TEXT + drafter.latents_of(visual) + answer_tokens
@@ -108,22 +109,22 @@ def plan(
     slots = base * drafter.block_size
     width = size if config.dtype != "float32" else 4
     block = slots * per_slot * width
-    logits = LOGIT_COPIES * min(base, config.chunk) * drafter.block_size + TARGET_COPIES * base
-    logits *= 4 * drafter.vocab_size
+    logits = LOGIT_COPIES * min(base, config.chunk) * drafter.block_size * drafter.num_proposed
+    logits = 4 * (logits + TARGET_COPIES * base * drafter.vocab_size)
     read = drafter.hidden_size * (1 + NUM_TAPS * drafter.taps)  # of each row of the target
     hidden = num_rows * read * size  # of one example
     parts = {
         "target": int(text * wide + vision * (4 if float32 else 2)),
-        "drafter": weights * (4 + (2 if width == 2 else 0)),
+        "drafter": weights * (4 + (2 if width == 2 else 0))
+        + int(proposed * wide) * (drafter.draft_vocab_size > 0),  # copied from the LM head
         "gradient": weights * 4,
         "optimiser": weights * (8 if config.optimizer == "adamw" else 4),
         "average": weights * 4,
         "hidden states": 2 * config.batch_size * hidden + min(hidden_bytes, num_examples * hidden),
         "activations": (1 + config.rollout) * int(max(BACKWARD * block, block + logits)),
     }
-    flops = 2 * config.batch_size * (num_rows * text + visual * vision) + 6 * slots * (
-        weights + drafter.hidden_size * drafter.vocab_size
-    ) * (1 + config.rollout)
+    flops = 2 * config.batch_size * (num_rows * text + visual * vision)
+    flops += 6 * slots * (weights + proposed) * (1 + config.rollout)
     answer = (text * wide) * (answer_tokens / PER_PASS + 1)
     return Plan(parts, flops * config.accumulate, answer)
 
@@ -131,7 +132,8 @@ def plan(
 def chunk_for(drafter: FlashConfig | DecoderConfig) -> int:
     """Return the base rows whose logits are alive at a time, so that they take about 1 GB."""
     slots = drafter.block_size if isinstance(drafter, FlashConfig) else 1
-    rows = LOGITS_BYTES // (4 * LOGIT_COPIES * slots * drafter.vocab_size)
+    num_ids = drafter.num_proposed if isinstance(drafter, FlashConfig) else drafter.vocab_size
+    rows = LOGITS_BYTES // (4 * LOGIT_COPIES * slots * num_ids)
     return max(32, min(TrainConfig.chunk, rows))
 
 

@@ -72,7 +72,7 @@ class Pupil(Protocol[Read]):
         """
 
     def head(self, lm_head: Function) -> Function:
-        """Return the target's LM head over the ids that this drafter proposes."""
+        """Return the target's LM head over the ids that this drafter knows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ class FlashPupil:
         return slot_outputs(self.model, inputs, read, embed)
 
     def head(self, lm_head: Function) -> Function:
-        """Return the LM head: a FLASH drafter has all of the target's ids."""
+        """Return the LM head: of tokens that it cannot propose it learns that they are said."""
         return lm_head
 
 

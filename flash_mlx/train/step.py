@@ -18,6 +18,7 @@ import mlx.optimizers as optim
 from mlx.utils import tree_map
 
 from flash_mlx.draft.kinds import DraftModel
+from flash_mlx.draft.vocabulary import head_of
 from flash_mlx.train.config import TrainConfig
 from flash_mlx.train.data import Batch, Taught
 from flash_mlx.train.losses import objective
@@ -59,6 +60,8 @@ class Step:
         """
         self._model, self._pupil = model, pupil
         self._teacher, self._config = teacher, config
+        self._lm_head = pupil.head(teacher.lm_head)
+        self._own_head = head_of(self._lm_head, model.proposed_ids)  # its rows are gathered once
         self._optimizer, self._ema = optimizer, ema
         self._value_and_grad = nn.value_and_grad(model, self._loss)
         self.gradient: Callable[..., Gradient] = self._gradient
@@ -98,7 +101,7 @@ class Step:
         weights = model.trainable_parameters()
         if dtype != mx.float32:
             model.update(tree_map(lambda weight: weight.astype(dtype), weights))
-        pupil, lm_head = self._pupil, self._pupil.head(self._teacher.lm_head)
+        pupil = self._pupil
         given = pupil.given(hidden.astype(dtype))
         loss, agreed = mx.zeros(()), mx.zeros(())
         read = given
@@ -109,9 +112,10 @@ class Step:
                 inputs,
                 outputs,
                 taught,
-                lm_head,
+                self._lm_head,
                 self._config.losses,
                 self._config.chunk,
+                self._own_head,
             )
             loss, agreed = loss + one, agreed if number else also
             if number < self._config.rollout:

@@ -13,6 +13,7 @@ import pytest
 from commands import command, make_drafter, start
 from flash_mlx.checkpoint import load_model
 from flash_mlx.cli import run
+from flash_mlx.targets import LoadedTarget
 from flash_mlx.train.answers import AnswerFile
 from training import parameters
 
@@ -55,6 +56,46 @@ def test_a_run_leaves_a_drafter_with_its_card(
     plain = json.loads(capfd.readouterr().out)
     assert drafted["draft_kind"] == "flash"
     assert drafted["token_ids"] == plain["token_ids"]
+
+
+def test_a_drafter_of_the_most_frequent_tokens(
+    whole: Path,
+    tiny_llava: Path,
+    llava: LoadedTarget,
+    pictures: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    output, cache = tmp_path / "run", ("--answer-cache", whole / "answers.jsonl")
+    more = (*cache, "--iters", 3, "--draft-vocab", 9)
+    assert run(words(tiny_llava, pictures, output, *more)) == 0
+    told = "9 of 400: "
+    assert f"Tokens that may be drafted: {told}" in capfd.readouterr().err
+    assert f"| tokens that may be drafted | {told}" in (output / "README.md").read_text()
+    model = load_model(output)
+    assert model.config.draft_vocab_size == 9
+    rows = [json.loads(line) for line in (whole / "answers.jsonl").open()]
+    counts = np.bincount([token for row in rows for token in row["tokens"]], minlength=400)
+    counts[list(llava.eos_ids)] = 10**6
+    ids = set(np.argsort(-counts, kind="stable")[:9].tolist())
+    assert set(model.draft_ids.tolist()) == ids
+    image = pictures / "0.png"
+    answer = ("generate", "--model", tiny_llava, "--image", image, "--max-tokens", 12, "--json")
+    texts = []
+    for drafter in (output, "none"):
+        fixed = ("--draft-block-size", 2) if drafter == output else ()
+        assert run([*map(str, (*answer, "--draft-model", drafter, *fixed))]) == 0
+        texts.append(json.loads(capfd.readouterr().out))
+    assert texts[0]["token_ids"] == texts[1]["token_ids"]
+    assert texts[0]["drafted"] > 0
+    assert set(texts[0]["token_ids"]) - ids
+    # Who goes on with it keeps its tokens, and may not ask for others.
+    line = ["train", "--model", tiny_llava, "--data", pictures, "--output", tmp_path / "on"]
+    begun = [*map(str, (*line, *cache, *SMALL, "--iters", 1, "--init-from", output))]
+    assert run(begun) == 0
+    assert load_model(tmp_path / "on").draft_ids.tolist() == model.draft_ids.tolist()
+    assert run([*begun, "--overwrite", "--draft-vocab", "8"]) == 2
+    assert "a drafter's sizes are its own" in capfd.readouterr().err
 
 
 def wait_for(seen: Callable[[], bool]) -> None:
@@ -131,6 +172,8 @@ def test_folders_of_others_and_of_other_runs_are_refused(
         (("--set", "base_share=1.5"), 2, "base_share must be a share"),
         (("--set", "learning_rate=NaN"), 2, "learning_rate must be a number"),
         (("--report-to", "nobody"), 2, "'nobody' is not 'wandb'"),
+        (("--draft-vocab", "0"), 2, "--draft-vocab must be 1 or more"),
+        (("--draft-vocab", "401"), 2, "4 to its vocab_size, 400; got 401"),
         (("--set", "order=text_first"), 1, "needs questions with and without pictures"),
     ],
 )

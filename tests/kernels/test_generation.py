@@ -79,7 +79,7 @@ def make_drafter(target: MlxVlmTarget) -> FlashDrafter:
         block_size=3,
         num_latents=4,
     )
-    return FlashDrafter(FlashModel(config), target.embed, target.lm_head, None, target.best_tokens)
+    return FlashDrafter(FlashModel(config), target.embed, target.lm_head)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Bushy:
         return hidden[-1:]
 
     def draft(self, root: int, state: mx.array, sampler: Sampler, key: mx.array) -> DraftTree:
-        best, _ = self.target.best_tokens(state, 6)
+        best, _ = self.target.lm_head.best_tokens(state, 6)
         tokens = mx.concatenate([mx.array([root], mx.int32), best[0]])
         return DraftTree(BUSHY, tokens)
 
@@ -179,7 +179,7 @@ def test_gradients_pass_the_lm_head(target: MlxVlmTarget, forced: Emulator) -> N
     use_few_rows(target.model.language_model)
     hidden = mx.random.normal((5, SIZE), key=mx.random.key(0))
     gradient = mx.grad(lambda x: target.lm_head(x).sum())(hidden)
-    packed = target._decoder.packed_head()
+    packed = target.lm_head.packed
     assert packed is not None
     weight = mx.dequantize(*packed[:3], group_size=packed[3], bits=packed[4])
     assert mx.allclose(gradient, mx.broadcast_to(weight.sum(axis=0), (5, SIZE)), atol=1e-4)
