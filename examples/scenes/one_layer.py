@@ -105,9 +105,9 @@ def with_embeddings(loaded: LoadedTarget, source: Examples) -> Teacher:
         rows = known.hidden(batch)
         received = loaded.target.embed(batch.tokens).astype(rows.dtype)
         for b, example in enumerate(batch.examples):
-            for start, stop in example.prompt.image_spans:  # one picture an example
-                seen = source.visual[place[id(example)] // 2]
-                received[b, start:stop] = mx.array(seen.astype(np.float32))
+            spans = example.prompt.image_spans  # as many in every example
+            for number, (start, stop) in enumerate(spans, place[id(example)] // 2 * len(spans)):
+                received[b, start:stop] = mx.array(source.visual[number].astype(np.float32))
         return mx.concatenate([received, rows], axis=-1)
 
     return Teacher(hidden, known.embed, known.lm_head)

@@ -4,9 +4,10 @@ r"""What each choice is worth: trains variants on one budget, measures them by d
         --output runs/study --seeds 3
     python study.py --output runs/study --report
 
-One process does all: the target's states are computed once. A row of `rows.jsonl` is a run; what
-has a row is not run again. The first seed of all comes before the second of any; what stands with
-one seed alone is not told from chance there.
+Answers about clips (`answers.py --clips`) make a study of their own, of prompts with three
+pictures, in a folder of its own. One process does all: the target's states are computed once. A row
+of `rows.jsonl` is a run; what has a row is not run again. The first seed of all comes before the
+second of any; what stands with one seed alone is not told from chance there.
 """
 
 from __future__ import annotations
@@ -30,7 +31,14 @@ from flash_mlx.train import Example, Trainer
 from flash_mlx.train.config import configure
 from flash_mlx.train.initial import drafter_config, new_model
 from words import BRIEF_PROMPTS, CAPTION_PROMPTS
-from study_data import Examples, asked_of, load_examples, with_taps, write_data_set_answers
+from study_data import (
+    Examples,
+    are_clips,
+    asked_of,
+    load_examples,
+    with_taps,
+    write_data_set_answers,
+)
 from study_measure import HeldOut, verify_costs
 from study_variants import DRAFTER, GROUPS, TRAIN, Variant
 
@@ -77,7 +85,7 @@ class Study:
         self.rows = folder / "rows.jsonl"
         self.found = {row["key"]: row for row in read_rows(self.rows)}
         self.examples = load_examples(loaded, answers, folder / "target_answers")
-        self.held_out = HeldOut.of(loaded, folder, scenes, sampled)
+        self.held_out = HeldOut.of(loaded, folder, scenes, sampled, clips=are_clips(answers))
         self.targets: dict[tuple[int, ...], MlxVlmTarget] = {(): loaded.target}
         if not (folder / "verify_ms.json").exists():
             costs = verify_costs(loaded, self.held_out.prompts["caption"][0])

@@ -22,6 +22,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from answers import CLIPS, SCENES, clip_question, scene_question
+from clip_language import STEPS_PROMPTS, VIDEO_PROMPTS
 from evaluate import HELD_OUT
 from flash_mlx.processing import make_prompt
 from flash_mlx.prompt import Prompt
@@ -31,7 +33,7 @@ from flash_mlx.train import Batch, Example, Teacher
 from flash_mlx.train.teacher import read_examples as read_by_target
 from language import brief, caption, listing, question
 from words import BRIEF_PROMPTS, CAPTION_PROMPTS, LIST_PROMPTS
-from train_drafter import TUNING, batched_target, compute_features, picture_of, read_examples
+from train_drafter import TUNING, batched_target, compute_features, read_examples
 from world import draw_scene
 
 
@@ -44,8 +46,8 @@ class Examples:
         starts: [examples + 1] int64, each example's first row.
         hidden: [R, D] float16, the LM head's inputs; with taps [R, (L + 1) D], the inputs of the
             tapped layers first.
-        visual: [examples / 2, N, D] float16, the target's embeddings of each picture; examples
-            come in pairs about the same one.
+        visual: [pictures, N, D] float16, the target's embeddings of each picture; examples come
+            in pairs about the same ones.
     """
 
     examples: list[Example]
@@ -164,33 +166,48 @@ def _data_set_answer(number: int, prompt: str, rng: random.Random) -> str:
 
 
 def asked_of(answers: Path) -> list[tuple[int, str]]:
-    """Scene and prompt of each pair of examples, in the examples' order."""
+    """Scene or clip and prompt of each pair of examples, in the examples' order."""
     rows = [json.loads(line) for line in answers.read_text().splitlines()]
-    keys = sorted((row["scene"], row["prompt"]) for row in rows)
+    keys = sorted((row["clip" if "clip" in row else "scene"], row["prompt"]) for row in rows)
     groups = [(key, len(list(group))) for key, group in itertools.groupby(keys)]
     return [key for key, size in groups if size == 2]
 
 
-Family = Callable[[int, int], str]  # from a prompt's number and its scene to what is asked
+def are_clips(answers: Path) -> bool:
+    """Whether these answers are about clips; they are all about scenes or all about clips."""
+    with answers.open() as file:
+        return "clip" in json.loads(next(file))
+
+
+Ask = Callable[[int, int], str]  # from a prompt's number and that of its scene to what is asked
 
 
 def _ask_caption(number: int, scene: int) -> str:  # noqa: ARG001
     return CAPTION_PROMPTS[number % len(CAPTION_PROMPTS)]
 
 
+def _ask_clip(number: int, clip: int) -> str:  # noqa: ARG001
+    return VIDEO_PROMPTS[number % len(VIDEO_PROMPTS)]
+
+
 def _ask_question(number: int, scene: int) -> str:
     """Every third question asks for a list, whose answer is long."""
     if number % 3 == 2:
         return LIST_PROMPTS[number % len(LIST_PROMPTS)]
-    rng = random.Random(scene)
-    return question(draw_scene(rng), rng)[0]
+    return scene_question(scene)
 
 
-FAMILIES: dict[str, Family] = {"caption": _ask_caption, "question": _ask_question}
+def _ask_of_clip(number: int, clip: int) -> str:
+    """Likewise."""
+    return STEPS_PROMPTS[number % len(STEPS_PROMPTS)] if number % 3 == 2 else clip_question(clip)
+
+
+FAMILIES: dict[str, Ask] = {"caption": _ask_caption, "question": _ask_question}
+CLIP_FAMILIES: dict[str, Ask] = {"caption": _ask_clip, "question": _ask_of_clip}
 
 
 def held_out_prompts(
-    loaded: LoadedTarget, family: str, count: int, *, tuning: bool = False
+    loaded: LoadedTarget, family: str, count: int, *, tuning: bool = False, clips: bool = False
 ) -> list[Prompt]:
     """Prompts about scenes that nothing was trained on.
 
@@ -199,9 +216,11 @@ def held_out_prompts(
         family: One of `FAMILIES`.
         count: How many.
         tuning: Of the scenes on which learning rates are chosen, instead of those reported.
+        clips: About clips instead of scenes.
     """
-    first = (TUNING if tuning else HELD_OUT) + 5000 + 1000 * list(FAMILIES).index(family)
+    ask, shown = (CLIP_FAMILIES, CLIPS) if clips else (FAMILIES, SCENES)
+    first = (TUNING if tuning else HELD_OUT) + 5000 + 1000 * list(ask).index(family)
     return [
-        make_prompt(loaded, FAMILIES[family](i, first + i), [picture_of(first + i)])
+        make_prompt(loaded, ask[family](i, first + i), shown.pictures(first + i))
         for i in range(count)
     ]

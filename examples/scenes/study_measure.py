@@ -52,11 +52,19 @@ class HeldOut:
 
     @classmethod
     def of(
-        cls, loaded: LoadedTarget, folder: Path, count: int, sampled: int, *, tuning: bool = False
+        cls,
+        loaded: LoadedTarget,
+        folder: Path,
+        count: int,
+        sampled: int,
+        *,
+        tuning: bool = False,
+        clips: bool = False,
     ) -> HeldOut:
         """Draw prompts; the target answers them once, then the file in the folder does."""
         prompts = {
-            family: held_out_prompts(loaded, family, count, tuning=tuning) for family in FAMILIES
+            family: held_out_prompts(loaded, family, count, tuning=tuning, clips=clips)
+            for family in FAMILIES
         }
         file = folder / f"{'tuning' if tuning else 'held_out'}_{count}.json"
         if not file.exists():

@@ -29,23 +29,20 @@ from study_variants import DRAFTER, GROUPS, TRAIN, Variant
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, required=True)
+    parser.add_argument("--clip-runs", type=Path, help="the study on answers about clips")
     parser.add_argument("--results", type=Path, required=True)
     args = parser.parse_args()
-    costs = {int(k): v for k, v in json.loads((args.runs / "verify_ms.json").read_text()).items()}
-    about = {
+    groups, rows, costs = of_runs(args.runs)
+    about: dict[str, Any] = {
         "steps": TRAIN,
         "drafter": DRAFTER,
         "seeds": SEEDS,
         "max_tokens": MAX_TOKENS,
         "verify_ms": costs,
     }
-    rows = {row["key"]: row for row in read_rows(args.runs / "rows.jsonl")}
-    groups = {
-        group: [summary(name, variants, rows, costs) for name in variants]
-        for group, variants in GROUPS.items()
-    }
-    groups = {group: [each for each in found if each] for group, found in groups.items()}
-    groups = {group: found for group, found in groups.items() if len(found) > 1}
+    if args.clip_runs:
+        of_clips, _, about["clip_verify_ms"] = of_runs(args.clip_runs)
+        groups |= {f"clips: {group}": found for group, found in of_clips.items()}
     print(tables(groups))
     write(args.results / "ablations.json", {"conditions": about, "groups": groups})
     plot_ratios(groups, args.results / "ablations.png")
@@ -58,6 +55,17 @@ def main() -> None:
         sight = json.loads((args.runs / "sight.json").read_text())
         print(sight_tables(sight))
         write(args.results / "sight.json", sight)
+
+
+def of_runs(folder: Path) -> tuple[dict[str, list[Row]], dict[str, Row], dict[int, float]]:
+    """The summaries of each group, the runs by key, and what verifying costs."""
+    costs = {int(k): v for k, v in json.loads((folder / "verify_ms.json").read_text()).items()}
+    rows = {row["key"]: row for row in read_rows(folder / "rows.jsonl")}
+    groups = {
+        group: [each for name in variants if (each := summary(name, variants, rows, costs))]
+        for group, variants in GROUPS.items()
+    }
+    return {group: found for group, found in groups.items() if len(found) > 1}, rows, costs
 
 
 def write(file: Path, content: object) -> None:

@@ -65,7 +65,7 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "4": Variant({"num_latents": 4}),
         "8": Variant({"num_latents": 8}),
         "64": Variant({"num_latents": 64}),
-        "all 256 visual tokens": Variant({"compression": "none"}),
+        "all visual tokens": Variant({"compression": "none"}),
     },
     "slot dependency": {
         "recurrence, width 128 (base)": BASE,

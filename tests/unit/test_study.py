@@ -19,6 +19,7 @@ from flash_mlx.processing import make_prompt
 from flash_mlx.targets.taps import TappedTarget
 from flash_mlx.train import LossWeights
 from flash_mlx.train.config import PRESETS, configure
+from flash_mlx.train.data import collate
 from flash_mlx.train.initial import drafter_config
 from flash_mlx.train.pupil import pupil_of
 
@@ -104,7 +105,7 @@ def test_one_layer_drafters_are_taught_at_the_rows_that_they_draft_from(study, k
 def test_taps_stand_before_the_states_that_are_known_without_them(study, tmp_path):
     model, _, _, (_, replay, data, _), _ = study
     scene, asked = 31_000_000, "Describe the image in detail."
-    prompt = make_prompt(model.loaded, asked, [data.picture_of(scene)])
+    prompt = make_prompt(model.loaded, asked, [data.SCENES.pictures(scene)[0]])
     answers = [[37, 553, 396, 489, 2], [751, 381, 325, 2]]
     rows = [{"scene": scene, "prompt": asked, "answer": answer} for answer in answers]
     file = tmp_path / "answers.jsonl"
@@ -194,3 +195,36 @@ def test_drafters_stand_together_by_budget_with_their_best_way_to_draft(study):
     assert named["EAGLE", "400 steps"]["train_seconds"] == 20
     assert named["ours", "400 steps"]["seeds"] == 1
     assert "ours" in peers.peer_table(found)
+
+
+def test_each_example_about_a_clip_receives_the_pictures_of_its_own(study):
+    model, _, _, (one_layer, _, study_data, _), _ = study
+    spans, length, size = ((2, 4), (5, 7), (8, 10)), 14, model.target.hidden_size
+    prompt = study_data.Prompt(tuple(range(4, 4 + length - 2)), spans)
+    examples = [study_data.Example(prompt, (9, 2)) for _ in range(4)]
+    visual = np.arange(6, dtype=np.float16)[:, None, None] + np.zeros((6, 2, size), np.float16)
+    known = study_data.Examples(
+        examples, length * np.arange(5), np.zeros((4 * length, size), np.float16), visual
+    )
+    teacher = one_layer.with_embeddings(model.loaded, known)
+    batch = collate([examples[3], examples[0]], 4, 3)
+    received = teacher.hidden(batch)[..., :size]
+    for row, first in enumerate((3, 0)):
+        for number, (start, stop) in enumerate(spans):
+            assert mx.all(received[row, start:stop] == first + number)
+    own = model.target.embed(batch.tokens[:, :2])
+    assert mx.array_equal(received[:, :2], own)
+
+
+def test_what_is_held_out_of_clips_has_three_pictures_and_asks_about_them(study, tmp_path):
+    model, _, _, (_, _, study_data, _), _ = study
+    rows = [{"clip": 7, "prompt": "b"}, {"clip": 3, "prompt": "a"}, {"clip": 7, "prompt": "b"}]
+    file = tmp_path / "answers.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert study_data.are_clips(file)
+    assert study_data.asked_of(file) == [(7, "b")]
+    for family in study_data.CLIP_FAMILIES:
+        prompts = study_data.held_out_prompts(model.loaded, family, 3, clips=True)
+        assert [len(prompt.image_spans) for prompt in prompts] == [3, 3, 3]
+        last = model.loaded.processor.tokenizer.decode(list(prompts[2].tokens))
+        assert any(each in last for each in study_data.STEPS_PROMPTS) == (family == "question")
