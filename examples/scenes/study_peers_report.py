@@ -10,9 +10,14 @@ from typing import Any
 from study import key_of
 from study_numbers import COLUMNS, SEEDS, Row, bound, least_ms, length, shown, spread
 from study_plots import GREEDY, best_way
-from study_variants import LONG, LONG_BLIND, LONG_ROLLOUT, TRAIN
+from study_variants import LONG, LONG_BLIND, LONG_EMBEDDINGS, LONG_ROLLOUT, TRAIN
 
-OURS = {"ours": LONG, "ours, no image": LONG_BLIND, "ours, roll-out": LONG_ROLLOUT}
+OURS = {
+    "ours": LONG,
+    "ours, start: embeddings": LONG_EMBEDDINGS,
+    "ours, no image": LONG_BLIND,
+    "ours, roll-out": LONG_ROLLOUT,
+}
 WAY = "chain of 6"  # in which the study itself drafts
 
 

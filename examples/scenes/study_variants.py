@@ -53,6 +53,7 @@ def _train(**changes: Any) -> Variant:
 # With the recipe that learns most in few steps; these stand beside other drafters, too.
 LONG = _train(iterations=400, learning_rate=4e-3)
 LONG_BLIND = replace(LONG, drafter={"num_latents": 0})
+LONG_EMBEDDINGS = replace(LONG, start="embeddings")
 LONG_ROLLOUT = _train(iterations=400, learning_rate=4e-3, rollout=1)
 
 # In the order in which they are run: what decides most comes first. The first of a group is what
@@ -92,7 +93,7 @@ GROUPS: dict[str, dict[str, Variant]] = {
     },
     "block size": {
         "6 (base)": BASE,
-        **{f"{n}": Variant({"block_size": n}) for n in (2, 4, 8, 10)},
+        **{f"{n}": Variant({"block_size": n}) for n in (2, 3, 4, 5, 7, 8, 10)},
     },
     "optimizer": {
         "Muon (base)": BASE,
@@ -136,5 +137,6 @@ GROUPS: dict[str, dict[str, Variant]] = {
         "as the base elsewhere": _train(iterations=400),
         "the drafter reads no image": LONG_BLIND,
         "roll-out of 2 blocks": LONG_ROLLOUT,
+        "start: embeddings": LONG_EMBEDDINGS,
     },
 }
