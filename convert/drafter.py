@@ -21,6 +21,7 @@ from flash_mlx.convert.source import digest, read_settings, read_tensors, tensor
 from flash_mlx.draft import FlashConfig
 from flash_mlx.draft.decoder import DecoderConfig
 from flash_mlx.draft.kinds import KINDS, DraftModel, kind_of
+from flash_mlx.draft.vocabulary import check_ids
 from flash_mlx.targets.checks import read_config
 
 TABLE = "embed_tokens.weight"
@@ -204,6 +205,8 @@ def _fill(model: DraftModel, tensors: dict[str, mx.array], source: Path) -> None
                 f"{name} must hold floating-point numbers; in {source} it is {tensors[name].dtype}."
             )
     model.update(tree_unflatten(list(tensors.items())))
+    if (ids := model.proposed_ids) is not None:
+        check_ids(ids, model.config.vocab_size)
 
 
 def _parameters(model: nn.Module) -> dict[str, mx.array]:

@@ -29,7 +29,7 @@ from flash_mlx.targets.adapter import MlxVlmTarget
 from flash_mlx.targets.taps import TappedTarget
 from flash_mlx.train import Example, Trainer
 from flash_mlx.train.config import configure
-from flash_mlx.train.initial import drafter_config, new_model
+from flash_mlx.train.initial import drafter_config, new_model, propose_frequent
 from words import BRIEF_PROMPTS, CAPTION_PROMPTS
 from study_data import (
     Examples,
@@ -120,6 +120,7 @@ class Study:
         model = new_model(self.loaded, config, variant.start, seed)
         train = configure("ours", {**TRAIN, "seed": seed, **variant.train})
         source, examples = self.choose(variant.answers)
+        propose_frequent(model, (one.answer for one in examples), self.loaded.eos_ids)
         if layers := model.taps(self.num_layers):
             source = self.wide(source, layers)
         with tempfile.TemporaryDirectory() as folder:

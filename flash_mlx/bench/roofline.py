@@ -5,7 +5,7 @@ the context, as mlx's attention does for few rows:
 
     plain    = weights + context                        [bytes, read once a token]
     pass(m)  = weights * C(m) + context * m             m rows; C(m) is measured, not assumed
-    draft    = drafter's weights + LM head
+    draft    = drafter's weights + rows of the LM head
     tokens   = 1 + a + a^2 + ... + a^k                  k drafts; a: a draft's chance if those
                                                         before it were accepted
     speed-up = tokens * plain / (pass(k + 1) + draft)
@@ -152,7 +152,14 @@ def is_extrapolated(row: Mapping[str, Any]) -> bool:
 
 
 def project(
-    shape: Shape, machine: Machine, *, bits: int, context: int, acceptance: float, drafts: int
+    shape: Shape,
+    machine: Machine,
+    *,
+    bits: int,
+    context: int,
+    acceptance: float,
+    drafts: int,
+    draft_vocab: int | None = None,
 ) -> dict[str, Any]:
     """Return a projected speed-up and all that it is made of.
 
@@ -163,9 +170,12 @@ def project(
         context: Rows in the cache.
         acceptance: a, 0 to 1.
         drafts: k, 1 or more.
+        draft_vocab: Tokens that the drafter may propose; None: all.
     """
+    proposed = min(draft_vocab or shape.vocab_size, shape.vocab_size)
+    head_weights = proposed * shape.hidden_size
     weights, memory = bytes_of(shape.weights, bits), float(shape.context_bytes(context))
-    draft = bytes_of(shape.drafter_weights(drafts) + shape.head_weights, bits)
+    draft = bytes_of(shape.drafter_weights(drafts) + head_weights, bits)
     cost, plain = machine.costs.round(1 + drafts), weights + memory
     tokens = sum(acceptance**i for i in range(drafts + 1))
     speedup = tokens * plain / (weights * cost + memory * (1 + drafts) + draft)
@@ -181,6 +191,7 @@ def project(
         "draft_gb": draft / 1e9,
         "acceptance": acceptance,
         "drafts": drafts,
+        "draft_vocab": proposed,
         "pass_cost": cost,
         "measured_rows": machine.measured_rows,
         "tokens_per_pass": tokens,
@@ -200,11 +211,23 @@ def best(
     context: int,
     acceptance: float,
     drafts: int | None = None,
+    draft_vocab: int | None = None,
 ) -> dict[str, Any]:
-    """Return the projection with the number of drafts that pays most, or with a given one."""
+    """Return the projection with the number of drafts that pays most, or with a given one.
+
+    Args: see `project`.
+    """
     counts: Sequence[int] = range(1, MOST_DRAFTS + 1) if drafts is None else (drafts,)
     found = (
-        project(shape, machine, bits=bits, context=context, acceptance=acceptance, drafts=k)
+        project(
+            shape,
+            machine,
+            bits=bits,
+            context=context,
+            acceptance=acceptance,
+            drafts=k,
+            draft_vocab=draft_vocab,
+        )
         for k in counts
     )
     return max(found, key=lambda each: float(each["projected_speedup"]))

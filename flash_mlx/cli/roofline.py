@@ -20,7 +20,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 HERE = "here"
 CHIPS = ("M1 Max", "M2 Max", "M3 Max", "M4 Pro", "M5 Max")
-NAMES = ("roofline", "bits", "chips", "bandwidth", "contexts", "acceptance")
+NAMES = ("roofline", "bits", "chips", "bandwidth", "contexts", "acceptance", "draft_vocab")
 LISTS = ("--chip", "--context")
 
 
@@ -42,6 +42,12 @@ def roofline_options(command: Command) -> Command:
             show_default=True,
             callback=between(0, 1),
             help="With --roofline: chance of a draft if those before it were accepted.",
+        ),
+        click.option(
+            "--draft-vocab",
+            type=int,
+            callback=at_least(1),
+            help="With --roofline: tokens that the drafter may propose.  [default: all]",
         ),
         click.option(
             "--context",
@@ -126,6 +132,7 @@ def run(model: str, projection: Mapping[str, Any], drafts: int | None) -> dict[s
             context=context,
             acceptance=projection["acceptance"],
             drafts=drafts,
+            draft_vocab=projection["draft_vocab"],
         )
         for machine in _machines(projection["chips"], projection["bandwidth"], projection["bits"])
         for shape in _shapes(model)

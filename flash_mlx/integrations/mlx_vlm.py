@@ -30,6 +30,7 @@ from flash_mlx.draft import FlashConfig, FlashDrafter, FlashModel, FlashState
 from flash_mlx.files import read_json, replacing
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
+from flash_mlx.targets.head import Head
 from flash_mlx.targets.hooks import outputs_of
 
 PLUGIN = "flash_drafter.py"
@@ -136,15 +137,9 @@ class _Rounds:
     def __init__(self, network: FlashModel, target: nn.Module) -> None:
         language, config = target.language_model, target.config
         stack = language.model
-
-        def lm_head(hidden: mx.array) -> mx.array:
-            head = language.get("lm_head", None)
-            logits: mx.array = (
-                stack.embed_tokens.as_linear(hidden) if head is None else head(hidden)
-            )
-            return logits
-
-        self._drafter = FlashDrafter(network, stack.embed_tokens, lm_head)
+        layer = language.get("lm_head", None)
+        head = Head(stack.embed_tokens, tied=True) if layer is None else Head(layer)
+        self._drafter = FlashDrafter(network, stack.embed_tokens, head)
         self._language = language
         self._image_ids = {getattr(config, name, None) for name in IMAGE_TOKENS} - {None}
         self._state: FlashState | None = None

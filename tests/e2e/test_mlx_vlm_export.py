@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 
+from flash_mlx.checkpoint import load_model, save_drafter
 from flash_mlx.cli import run
-from flash_mlx.loading import DEMO
+from flash_mlx.draft import FlashModel
+from flash_mlx.loading import DEMO, demo_pictures
 from flash_mlx.processing import make_prompt
 from flash_mlx.targets import LoadedTarget, load_target
 from identity import mlx_vlm_ids
@@ -19,13 +23,15 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+def export(source: str, folder: Path) -> Path:
+    words = ["convert", "--hf-path", source, "--export", "mlx-vlm", "--mlx-path", str(folder)]
+    assert run(words) == 0
+    return folder
+
+
 @pytest.fixture
 def exported(tmp_path: Path) -> Path:
-    folder = tmp_path / "exported"
-    assert (
-        run(["convert", "--hf-path", "demo", "--export", "mlx-vlm", "--mlx-path", str(folder)]) == 0
-    )
-    return folder
+    return export("demo", tmp_path / "exported")
 
 
 def test_mlx_vlms_own_loop_says_the_same_with_the_demos_drafter_in_fewer_passes(
@@ -47,6 +53,26 @@ def test_mlx_vlms_own_loop_says_the_same_with_the_demos_drafter_in_fewer_passes(
         assert sum(drafter.accept_lens) > len(drafter.accept_lens) >= 2
         assert len(drafter.accept_lens) < 30
         assert drafter._rounds._drafter.model.config.block_size == drafter.config.block_size - 1
+
+
+def test_a_drafter_of_some_tokens_proposes_no_others_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlx_vlm.speculative.drafters import load_drafter, validate_drafter_compatibility
+
+    whole, ids = load_model(DEMO / "drafter"), mx.arange(2, 502, 2, dtype=mx.int32)
+    model = FlashModel(replace(whole.config, draft_vocab_size=250))
+    model.update({**whole.parameters(), "draft_ids": ids})
+    save_drafter(model, tmp_path / "some", {})
+    drafter, kind = load_drafter(str(export(str(tmp_path / "some"), tmp_path / "exported")))
+    loaded = load_target(DEMO / "target")
+    validate_drafter_compatibility(loaded.target.model, drafter, kind)
+    prompt = make_prompt(loaded, "Describe this image in detail.", [demo_pictures()[0]])
+    plain = mlx_vlm_ids(loaded, prompt, 20, monkeypatch)
+    drafted = mlx_vlm_ids(loaded, prompt, 20, monkeypatch, draft_model=drafter, draft_kind=kind)
+    assert drafted == plain
+    assert set(drafter._rounds._drafted) <= set(ids.tolist())
+    assert drafter._rounds._drafter.head_bytes == 4 * 250 * 192
 
 
 def test_a_target_of_another_size_is_refused(exported: Path, llava: LoadedTarget) -> None:

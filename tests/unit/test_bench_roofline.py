@@ -65,6 +65,21 @@ def test_a_projection_is_its_arithmetic() -> None:
     assert "projected: 1.75 tokens x" in arithmetic(row)
 
 
+def test_a_drafter_of_some_tokens_reads_their_rows_alone(tmp_path: Path) -> None:
+    how: dict[str, Any] = {"bits": 16, "context": 0, "acceptance": 0.5, "drafts": 2}
+    whole = project(SMALL, LINEAR, **how)
+    some, most = (project(SMALL, LINEAR, **how, draft_vocab=n) for n in (25, 1000))
+    assert (whole["draft_vocab"], some["draft_vocab"]) == (100, 25)
+    assert whole["draft_gb"] - some["draft_gb"] == pytest.approx(2 * 75 * 64 / 1e9)
+    assert some["projected_speedup"] > whole["projected_speedup"]
+    assert most == whole
+    file = tmp_path / "rows.json"
+    words = ["bench", "--roofline", "--chip", "M3 Max", "--model", MODELS[0].name]
+    assert cli.run([*words, "--draft-vocab", "8192", "--json", str(file)]) == 0
+    assert json.loads(file.read_text())["rows"][0]["draft_vocab"] == 8192
+    assert cli.run(["bench", "--draft-vocab", "8192"]) == 2
+
+
 def test_a_cost_that_was_not_measured_says_so(tmp_path: Path) -> None:
     for drafts, says in ((2, False), (3, True)):  # LINEAR was measured for 3 rows
         row = project(SMALL, LINEAR, bits=4, context=0, acceptance=0.5, drafts=drafts)

@@ -14,16 +14,18 @@ import pytest
 from mlx.utils import tree_flatten
 
 from commands import command
-from flash_mlx.checkpoint import load_network
+from flash_mlx.checkpoint import load_network, save_drafter
 from flash_mlx.convert import convert_drafter, is_drafter
+from flash_mlx.draft import FlashConfig
 from flash_mlx.draft.adaptive import unpaced
 from flash_mlx.draft.kinds import KINDS
 from flash_mlx.few_rows import join_layers
 from flash_mlx.files import read_header
 from flash_mlx.generate import generate, load
 from flash_mlx.loading import with_drafter
+from flash_reference import random_model as random_flash
 from published import publish, table_of
-from tiny import random_image
+from tiny import build_llava, random_image
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -85,6 +87,57 @@ def test_layers_that_are_joined_stay_quantised_and_say_the_same() -> None:
     assert mx.allclose(joined(x), expected, atol=1e-6)
     with pytest.raises(ValueError, match="all be quantised, or none"):
         join_layers(layers[0], packed[1])
+
+
+@pytest.mark.parametrize(
+    ("place", "offset", "words"),
+    [(99, 301, "number 99 is 400"), (5, -4, "number 5 is 1, after 16"), (0, -1, "number 0 is -1")],
+)
+def test_offsets_that_lead_out_of_the_targets_tokens_are_refused(
+    tmp_path: Path, place: int, offset: int, words: str
+) -> None:
+    source = publish(tmp_path / "published", "eagle3")
+    convert_drafter(source, tmp_path / "good", name="x")
+    for folder in (source, tmp_path / "good"):
+        file = folder / "model.safetensors"
+        weights = dict(mx.load(str(file)))
+        weights["d2t"][place] = offset
+        mx.eval(weights)
+        mx.save_safetensors(str(file), weights)
+    with pytest.raises(ValueError, match=words):
+        convert_drafter(source, tmp_path / "bad", name="x")
+    assert not (tmp_path / "bad").exists()
+    with pytest.raises(ValueError, match=words):
+        load_network(tmp_path / "good")
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied"])
+def test_the_tokens_that_are_proposed_stay_and_their_rows_are_copied_as_they_are(
+    tmp_path: Path, tied: bool
+) -> None:
+    from flash_mlx.convert import convert_target
+
+    config = FlashConfig(64, 400, 3, 2, num_heads=2, head_dim=16, draft_vocab_size=40)
+    model, ids = random_flash(config), [*range(0, 390, 10), 399]
+    model.draft_ids = mx.array(ids, dtype=mx.int32)
+    save_drafter(model, tmp_path / "own", {})
+    convert_drafter(tmp_path / "own", tmp_path / "q", name="x", bits=4, group_size=32)
+    assert load_network(tmp_path / "q")[0].proposed_ids.tolist() == ids
+    source = build_llava(tmp_path / "source", tied=tied)
+    target = convert_target(str(source), tmp_path / "target", bits=4, group_size=32)
+    drafted = load(target, tmp_path / "q", draft_block_size=2, keep_quantized=True)
+    drafter = unpaced(drafted.drafter)
+    assert drafter.head_bytes == 40 * (64 // 2 + 64 // 32 * 2 * 4)  # scales and biases of 4 bytes
+    assert drafted.drafter_bytes > drafter.head_bytes
+    plain = with_drafter(drafted, "none")
+    for temperature in (0.0, 1.0):
+        said = [
+            generate(m, "What?", image=random_image(), max_tokens=12, temperature=temperature)
+            for m in (plain, drafted)
+        ]
+        assert said[1].stats.drafted > 0
+        if not temperature:
+            assert said[0].token_ids == said[1].token_ids
 
 
 @pytest.mark.parametrize("bits", [4, 8])
