@@ -30,7 +30,7 @@ from flash_mlx.draft.drafter import FlashDrafter
 from flash_mlx.processing import make_prompt
 from flash_mlx.targets import LoadedTarget, load_target
 from flash_mlx.train import Batch, Example, Teacher, TrainConfig, Trainer, TrainingCallback
-from flash_mlx.train.initial import BEST_START, STARTS, drafter_config, new_model
+from flash_mlx.train.initial import BEST_START, STARTS, drafter_config, new_model, propose_frequent
 from flash_mlx.train.validate import BEST_BY, mean_acceptance_length
 from words import CAPTION_PROMPTS
 from model import Llava, TextShape, VisionShape
@@ -180,6 +180,8 @@ def main() -> None:
     target = loaded.target
     config = TrainConfig(**args.train)
     model = first_model(loaded, args, config.seed)
+    if not args.init_from:  # which has chosen already
+        propose_frequent(model, (example.answer for example in examples), loaded.eos_ids)
 
     def validate(averaged: FlashModel) -> Mapping[str, float]:
         return measured(loaded, averaged, args.scenes)

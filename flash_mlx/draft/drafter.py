@@ -18,7 +18,7 @@ from flash_mlx.draft.choice import Candidates, score_of
 from flash_mlx.draft.in_turn import InTurn
 from flash_mlx.draft.model import FlashModel
 from flash_mlx.draft.reader import FlashReader, FlashState
-from flash_mlx.draft.vocabulary import RowsHead, head_of, spread
+from flash_mlx.draft.vocabulary import RowsHead, head_of, named, spread
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Topology
 
@@ -114,9 +114,9 @@ class FlashDrafter(FlashReader):
                 tokens = mx.concatenate([tokens, further[0]])
                 logits = mx.concatenate([logits, further[1]])
         if not topology.is_chain:
-            ranked = self._named(_ranked(score(0, logits), max(map(len, topology.children))))
+            ranked = _ranked(score(0, logits), max(map(len, topology.children)))
             level, rank = mx.array(topology.depth[1:]) - 1, mx.array(topology.ranks[1:])
-            found = ranked[level, rank].astype(mx.int32)
+            found = named(ranked[level, rank], self._ids).astype(mx.int32)
             tokens = mx.where(tokens[level] < 0, -1, found)  # -1: see `guard`
         tokens = mx.concatenate([mx.array([root], mx.int32), tokens.astype(mx.int32)])
         if sampler.greedy:
@@ -153,17 +153,13 @@ class FlashDrafter(FlashReader):
         """Return the likeliest tokens of slots [n, D] and their log-probabilities, [n, W]."""
         if self._in_turn is None and isinstance(self._lm_head, RowsHead):
             places, logprobs = self._lm_head.best_tokens(slots, width)
-            return self._named(places), logprobs
+            return named(places, self._ids), logprobs
         _, logits = self._choose(slots, lambda _, logits: logits)
         logits = logits.astype(mx.float32)
         places = mx.argpartition(-logits, width - 1, axis=-1)[:, :width]
         chosen = mx.take_along_axis(logits, places, axis=-1)
         logprobs = chosen - mx.logsumexp(logits, axis=-1, keepdims=True)
-        return self._named(places), logprobs
-
-    def _named(self, places: mx.array) -> mx.array:
-        """Return the ids of tokens by their places, 0 to U - 1, among those that it may propose."""
-        return places if self._ids is None else self._ids[places]
+        return named(places, self._ids), logprobs
 
     def _ahead(self, tokens: mx.array, state: FlashState) -> mx.array:
         """Return the slots [k, D] of a second pass, after a first block's tokens [k]."""
@@ -184,17 +180,17 @@ class FlashDrafter(FlashReader):
         """
         if self._in_turn is None:
             logits = self._lm_head(slots)
-            tokens = self._named(mx.argmax(score(0, logits), axis=-1))
+            places = mx.argmax(score(0, logits), axis=-1)
         else:
-            tokens, logits = self._in_turn(
-                slots, lambda slot, logits: self._named(mx.argmax(score(slot, logits), axis=-1))
+            places, logits = self._in_turn(
+                slots, lambda slot, logits: mx.argmax(score(slot, logits), axis=-1)
             )
         broken = mx.isnan(logits).any(axis=-1)
-        return mx.where(broken, -1, tokens.astype(mx.int32)), logits
+        return mx.where(broken, -1, named(places, self._ids).astype(mx.int32)), logits
 
 
 def _ranked(scores: mx.array, width: int) -> mx.array:
-    """Return the tokens [n, W] of the best scores [n, U], best first."""
+    """Return the places [n, W] of the best scores [n, U], best first."""
     best = mx.argpartition(-scores, width - 1, axis=-1)[:, :width]
     order = mx.argsort(-mx.take_along_axis(scores, best, axis=-1), axis=-1)
     return mx.take_along_axis(best, order, axis=-1)

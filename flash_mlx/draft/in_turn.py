@@ -18,6 +18,7 @@ from collections.abc import Callable
 import mlx.core as mx
 
 from flash_mlx.draft.model import FlashModel
+from flash_mlx.draft.vocabulary import named
 
 TABLE_LIMIT = 2**24  # entries of a table: 64 MiB
 
@@ -41,7 +42,7 @@ class InTurn:
     ) -> None:
         """Take the weights apart by what they read."""
         config = model.config
-        self._model, self._lm_head = model, lm_head
+        self._model, self._lm_head, self._ids = model, lm_head, model.proposed_ids
         self._by_hydra = config.hydra_size > 0 and block_size > 1
         self._by_recurrence = config.recurrent_size > 0 and block_size > 1
         self._up: list[mx.array] = []
@@ -61,11 +62,12 @@ class InTurn:
     def __call__(
         self, slots: mx.array, choose: Callable[[int, mx.array], mx.array]
     ) -> tuple[mx.array, mx.array]:
-        """Return the tokens, [n], and the logits, [n, U], they were chosen from.
+        """Return places of the tokens, [n], and the logits, [n, U], they were chosen from.
 
         Args:
             slots: [n, D] the LM head's inputs of slots 0 to n - 1, not corrected; n is at most k.
-            choose: Takes a slot's number and its logits [1, U] to its token [1].
+            choose: Takes a slot's number and its logits [1, U] to its token's place
+                among these [1].
         """
         by_markov, corrected = self._model.config.markov_rank > 0, len(self._up) > 0
         apart = corrected and not self._folded  # each slot needs the LM head for itself
@@ -83,7 +85,7 @@ class InTurn:
             if apart:
                 row = self._lm_head(row)
             if by_markov and slot:
-                row = row + self._model.markov(tokens[-1])
+                row = row + self._model.markov(named(tokens[-1], self._ids))
             tokens.append(choose(slot, row))
             rows.append(row)
         return mx.concatenate(tokens), mx.concatenate(rows)
@@ -112,15 +114,16 @@ class InTurn:
         return state, state
 
     def _listener(self, embed: Callable[[mx.array], mx.array]) -> Callable[[mx.array], mx.array]:
-        """Return how the share of tokens is had: [1] ids -> [1, .]."""
+        """Return how the share of tokens is had: [1] places -> [1, .]."""
+        config, ids = self._model.config, self._ids
         if not self._by_recurrence:
-            return embed
-        config, heard = self._model.config, self._model.recurrence.heard
-        if config.vocab_size * 2 * config.recurrent_size > TABLE_LIMIT:
-            return lambda tokens: heard(embed(tokens))
-        table = heard(embed(mx.arange(config.vocab_size)))
+            return lambda places: embed(named(places, ids))
+        heard, count = self._model.recurrence.heard, config.num_proposed
+        if count * 2 * config.recurrent_size > TABLE_LIMIT:
+            return lambda places: heard(embed(named(places, ids)))
+        table = heard(embed(named(mx.arange(count), ids)))
         mx.eval(table)
-        return lambda tokens: table[tokens]
+        return lambda places: table[places]
 
     def _fold(self) -> bool:
         """Put the LM head behind the corrections' last layers, if that is the same."""

@@ -61,6 +61,11 @@ def head_of(lm_head: Function, ids: mx.array | None) -> Function:
     return lambda hidden: lm_head(hidden)[..., ids]
 
 
+def named(places: mx.array, ids: mx.array | None) -> mx.array:
+    """Return the ids of tokens by their places, 0 to U - 1, among `ids` [U]; None: all tokens."""
+    return places if ids is None else ids[places]
+
+
 def spread(rows: mx.array, ids: mx.array | None, vocab_size: int, other: float) -> mx.array:
     """Return [..., V], with `rows` [..., U] at the tokens `ids` [U] and `other` elsewhere.
 
