@@ -3,9 +3,10 @@
     python replay_costs.py --limit 4
 
 A target answers about pictures, plainly and greedily, and its drafter's drafts after each token are
-recorded once. Then `pace.Pace` is run over the recording at published costs of 4-bit weights by
-rows (`flash_mlx.bench.macs`): projected, for nothing here ran on a Mac. A useless drafter, none of
-whose drafts is ever right, is paced too, once as if its training had said that it is good.
+recorded once. Then `pace.Pace` is run over the recordings, in order, at published costs of 4-bit
+weights by rows (`flash_mlx.bench.macs`): projected, for nothing here ran on a Mac. A useless
+drafter, none of whose drafts is ever right, is paced too, also as if its training had said that it
+is good. "Sampled" texts know nothing of each other.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections import Counter
 
 from flash_mlx import load
 from flash_mlx.bench.macs import CURVES
-from flash_mlx.bench.pacing import record, replay
+from flash_mlx.bench.pacing import overall, record, replay
 from flash_mlx.cost import Costs
 from flash_mlx.decode import NoDrafter
 from flash_mlx.draft.adaptive import belief_in
@@ -65,25 +66,26 @@ def main() -> None:
         f"{len(good)} texts of {model.name}, drafter {model.draft_name}; of {block_size} drafts "
         f"after a token {right:.2f} are right"
     )
-    print(f"{'costs of':22}{'drafter':18}{'median':>6}{'worst':>7}  drafts of a round: share")
+    print(f"{'costs of':22}{'drafter':18}{'all':>6}{'worst':>7}  drafts of a round: share")
     for curve in CURVES:
         plain, rounds = curve.times[0][1], curve.times
         drafts = tuple((depth, cost * plain) for depth, cost in depths_and_costs)
         costs = Costs(plain, rounds, drafts)
-        for name, texts, belief in (
-            ("recorded", good, known),
-            ("useless", useless, PRIOR),
-            ("useless, believed", useless, known),
+        for name, texts, belief, greedy in (
+            ("recorded", good, known, True),
+            ("useless", useless, PRIOR, True),
+            ("useless, believed", useless, known, True),
+            ("useless, sampled", useless, PRIOR, False),
+            ("believed, sampled", useless, known, False),
         ):
-            results = [replay(text, costs, block_size, belief) for text in texts]
-            speedups = [speedup for speedup, _ in results]
-            depths = Counter(depth for _, each in results for depth in each)
+            results = replay(texts, costs, block_size, belief, greedy=greedy)
+            depths = Counter(depth for each in results for depth in each.depths)
             shares = ", ".join(
                 f"{depth}: {count / depths.total():.0%}" for depth, count in depths.most_common(4)
             )
             print(
-                f"{curve.name:22}{name:18}{statistics.median(speedups):6.2f}"
-                f"{min(speedups):7.2f}  {shares}"
+                f"{curve.name:22}{name:18}{overall(results):6.3f}"
+                f"{min(each.speedup for each in results):7.3f}  {shares}"
             )
 
 

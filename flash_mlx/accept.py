@@ -52,6 +52,12 @@ class Acceptance:
     rows: tuple[int, ...]
     tokens: tuple[int, ...]
 
+    def of(self, hidden: mx.array) -> mx.array:
+        """Return the accepted rows [A, .] of `hidden` [N, .], gathered only if they lie apart."""
+        if self.rows[-1] == len(self.rows) - 1:
+            return hidden[: len(self.rows)]
+        return hidden[mx.array(self.rows)]
+
 
 @dataclass(frozen=True, eq=False)
 class Verdict:

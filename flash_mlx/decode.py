@@ -281,7 +281,7 @@ def decode(
             accepted = accept(tree, out.logits, sampler, next(keys))
         if ahead is None:
             cache.commit(accepted.rows)
-        state = drafter.extend(out.hidden[mx.array(accepted.rows)], accepted.tokens, state)
+        state = drafter.extend(accepted.of(out.hidden), accepted.tokens, state)
 
         tokens = accepted.tokens[:left]
         end = next((i for i, token in enumerate(tokens, 1) if token in stop_ids), len(tokens))

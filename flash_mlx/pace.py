@@ -16,6 +16,8 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import NamedTuple
 
 from flash_mlx.cost import Costs
 
@@ -34,12 +36,12 @@ RISK_PER_TOKEN = 0.005  # plain tokens that each of its tokens adds from then on
 TRUST = 1.4  # `RISK` of a drafter whose training measured it, where earlier texts may not be asked
 TRIAL = 6.0  # `RISK` of the first text of such a drafter, if later ones know what it lost
 CREDIT = 6.0  # plain tokens that a text may lose beyond that, if texts before it gained as many
+LATE = 3.0  # drafts of one token, that it costs to read a prompt when the text has begun
 LOOK = 0.03  # of a round's time, what a look at its drafts saves by a better choice of rows
 FIRST_GAP, LONGEST_GAP = 8, 128  # rounds parked before drafting is tried again
 
 
-@dataclass(frozen=True)
-class Rate:
+class Rate(NamedTuple):
     """How often drafts of one kind were accepted, and how often that was expected.
 
     Sums over past drafts whose parents were accepted, each weighed by `MEMORY` a round.
@@ -72,13 +74,10 @@ class Rate:
     def after(self, outcomes: Sequence[tuple[float, bool]], rounds: int = 1) -> Rate:
         """Return the rate some rounds later, with (forecast, accepted) of each draft they tried."""
         left = MEMORY**rounds
-        return Rate(
-            left * self.trials + len(outcomes),
-            left * self.hits + sum(hit for _, hit in outcomes),
-            left * self.expected + sum(forecast for forecast, _ in outcomes),
-            self.prior,
-            self.weight,
-        )
+        trials, hits, expected = left * self.trials, left * self.hits, left * self.expected
+        for forecast, hit in outcomes:
+            trials, hits, expected = trials + 1, hits + hit, expected + forecast
+        return Rate(trials, hits, expected, self.prior, self.weight)
 
 
 def _logit(share: float) -> float:
@@ -107,6 +106,8 @@ class Pace:
         belief: Chance that a draft is accepted if those before it are, from the drafter's training.
         block: Slots of one pass of the drafter; the belief is about these.
         risk: Plain tokens that the text may lose at once.
+        late: What the next draft costs besides, for reading the prompt [plain tokens].
+        greedy: Whether the text is. Only then later texts may know of it.
     """
 
     costs: Costs
@@ -121,6 +122,9 @@ class Pace:
     belief: float = PRIOR
     block: int = NO_LIMIT
     risk: float = RISK
+    late: float = 0.0
+    greedy: bool = True
+    _hopes: list[float] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @classmethod
     def begin(
@@ -144,21 +148,35 @@ class Pace:
             greedy: Whether the text is.
             remembered: Whether later texts begin with what this one lost (`carried`).
         """
+        begun = cls(costs, belief=belief, block=block, greedy=greedy)
         if belief <= PRIOR:
-            return cls(costs, belief=belief, depth=FIRST_DEPTH, block=block)
+            return begun
         risk = TRIAL if remembered else RISK if greedy else TRUST
-        return cls(costs, belief=belief, depth=NO_LIMIT, block=block, risk=risk)
+        return replace(begun, depth=NO_LIMIT, risk=risk)
 
-    def carried(self, costs: Costs) -> Pace:
-        """Return the pace of a text that follows this one; what was lost may not be lost again."""
-        loss = self.spent - self.tokens
-        left = max(loss - RISK_PER_TOKEN * self.tokens, min(loss, 0.0), -CREDIT)
-        return replace(self, costs=costs, tokens=0, spent=left, risk=RISK).settled()
+    def carried(self, costs: Costs, *, late: bool = False) -> Pace:
+        """Return the pace of a text that follows this one; what was lost may not be lost again.
+
+        What might have been lost and was not is put aside until the smallest draft can be paid.
+
+        Args:
+            costs: Of rounds and drafts.
+            late: Whether the drafter reads the prompt when it is asked, if ever.
+        """
+        loss, due = self.spent - self.tokens, LATE * costs.draft(1) if late else 0.0
+        least = costs.round(2) + costs.draft(1) + due + costs.wait - 1
+        left = max(loss - RISK_PER_TOKEN * self.tokens, min(loss, 0.0, RISK - least), -CREDIT)
+        return replace(self, costs=costs, tokens=0, spent=left, risk=RISK, late=due).settled()
 
     @property
     def gain(self) -> float:
         """Tokens that drafting brings in the time of one plain token."""
         return self.gained / self.paid
+
+    @property
+    def rests(self) -> bool:
+        """Whether drafting does not pay at present, so the drafter need not read yet."""
+        return self.wait > 0 or self.gain < 1
 
     def rate(self, kind: Hashable) -> Rate:
         """Return what is known of a kind of draft."""
@@ -171,9 +189,13 @@ class Pace:
             return Rate(prior=self.belief, weight=MEASURED_TRIALS)
         return Rate(prior=SPARE) if kind[0] == "spare" else NO_RATE
 
-    def hope(self, depth: int) -> float:
-        """Return the chance that a chain of this depth is accepted to its end."""
-        return math.prod(self.rate(("draft", slot)).accepted for slot in range(depth))
+    def hopes(self, depth: int) -> Sequence[float]:
+        """Return the chance of each slot of a chain that all is accepted up to and with it."""
+        known = self._hopes
+        for slot in range(len(known), depth):
+            above = known[-1] if known else 1.0
+            known.append(above * self.rate(("draft", slot)).accepted)
+        return known[:depth]
 
     def reach(self, limit: int) -> int:
         """Return how far ahead to draft: the depth of the chain with most tokens per time.
@@ -181,12 +203,14 @@ class Pace:
         Args:
             limit: As far as the drafter can.
         """
-        best, best_value, hope, ahead = 0, self.value(0.0, 1, 0), 1.0, 0.0
-        for depth in range(1, min(limit, self.depth) + 1):
-            hope *= self.rate(("draft", depth - 1)).accepted
-            ahead += hope
-            value = self.value(ahead, 1 + depth, depth)
-            if value > best_value and self.affords(1 + depth, depth):
+        best, best_value, tokens = 0, self.value(0.0, 1, 0), 1.0
+        worth, most = max(1.0, self.gain), self._purse - self.late
+        cost_of_round, cost_of_draft = self.costs.round, self.costs.draft
+        for depth, hope in enumerate(self.hopes(min(limit, self.depth)), start=1):
+            tokens += hope
+            cost = cost_of_round(1 + depth) + cost_of_draft(depth)
+            value = tokens - worth * cost
+            if value > best_value and cost <= most:
                 best, best_value = depth, value
         return best
 
@@ -204,9 +228,15 @@ class Pace:
 
     def affords(self, rows: int, depth: int) -> bool:
         """Whether such a round, if nothing of it is accepted, keeps the text's loss in bounds."""
-        loss = self.spent - self.tokens + self.costs.round(rows) + self.costs.draft(depth) - 1
+        cost = self.costs.round(rows) + self.costs.draft(depth)
+        return cost + (self.late if depth else 0.0) <= self._purse
+
+    @cached_property
+    def _purse(self) -> float:
+        """What the next round may cost; a text that is parked then waits for the host once."""
         further = self.tokens + 1 - self.risk / RISK_SHARE
-        return loss <= self.risk + RISK_PER_TOKEN * max(0.0, further)
+        bound = self.risk + RISK_PER_TOKEN * max(0.0, further)
+        return bound + 1 + self.tokens - self.spent - self.costs.wait
 
     def looks(self, depth: int) -> bool:
         """Whether a look at drafts so far ahead, before they are verified, is worth the wait."""
@@ -216,28 +246,28 @@ class Pace:
         """Return the pace parked until the smallest draft is affordable; itself, if it is."""
         if self.wait or self.affords(2, 1):
             return self
-        loss = self.spent - self.tokens + self.costs.round(2) + self.costs.draft(1) - 1
-        needed = self.risk / RISK_SHARE + (loss - self.risk) / RISK_PER_TOKEN
-        return replace(self, wait=max(1, math.ceil(needed) - self.tokens - 1))
+        missing = self.costs.round(2) + self.costs.draft(1) + self.late - self._purse
+        further = max(0.0, self.risk / RISK_SHARE - self.tokens - 1) + missing / RISK_PER_TOKEN
+        return replace(self, wait=max(1, math.ceil(further)))
 
     def rested(self) -> Pace:
         """Return the pace parked, as nothing that could be drafted pays; longer each time."""
         return replace(self, wait=self.gap, gap=min(2 * self.gap, LONGEST_GAP))
 
-    def parked(self, num_tokens: int) -> Pace:
-        """Return the pace after a round of plain decoding; reading ahead makes it cost 1.
+    def parked(self, num_rounds: int) -> Pace:
+        """Return the pace after so many rounds of plain decoding, read ahead: each costs 1.
 
         When the pause ends, what was seen before it has faded, or nothing would be tried again.
         """
         rates = self.rates
-        if self.wait == 1:
+        if num_rounds == self.wait:
             rates = {kind: rate.after((), self.gap // 2) for kind, rate in rates.items()}
         return replace(
             self,
             rates=rates,
-            tokens=self.tokens + num_tokens,
-            spent=self.spent + num_tokens,
-            wait=max(0, self.wait - 1),
+            tokens=self.tokens + num_rounds,
+            spent=self.spent + num_rounds,
+            wait=max(0, self.wait - num_rounds),
         ).settled()
 
     def after(
@@ -256,21 +286,22 @@ class Pace:
             outcomes: Kind -> (forecast, accepted) of each draft whose parent was accepted.
         """
         cost = self.costs.round(rows) + self.costs.draft(depth)
-        kinds = self.rates.keys() | outcomes.keys()
+        late = 0.0 if depth else self.late
+        paid_off, seen = num_tokens > cost, self.rates.keys() | outcomes.keys()
+        gained, paid = MEMORY * self.gained + num_tokens, MEMORY * self.paid + cost
+        rests, good = gained < paid, gained >= PRIOR_GAIN * paid
+        if paid_off and self.gain < 1:  # a try after a pause
+            gained, paid, rests = 2 * PRIOR_GAIN, 2.0, False
         after = replace(
             self,
-            rates={kind: self.rate(kind).after(outcomes.get(kind, ())) for kind in kinds},
+            rates={kind: self.rate(kind).after(outcomes.get(kind, ())) for kind in seen},
             tokens=self.tokens + num_tokens,
-            spent=self.spent + cost,
-            gained=MEMORY * self.gained + num_tokens,
-            paid=MEMORY * self.paid + cost,
-            depth=2 * num_tokens,
-            gap=FIRST_GAP if num_tokens > cost else self.gap,
+            spent=self.spent + cost + self.late - late,
+            gained=gained,
+            paid=paid,
+            depth=NO_LIMIT if good else 2 * num_tokens,
+            gap=FIRST_GAP if paid_off else self.gap,
+            late=late,
         )
-        if after.gain >= PRIOR_GAIN:
-            after = replace(after, depth=NO_LIMIT)
-        if num_tokens > cost and self.gain < 1:  # a try after a pause that paid
-            after = replace(after, gained=2 * PRIOR_GAIN, paid=2.0)
-        elif after.gain < 1:
-            after = after.rested()
-        return after.settled()
+        after = after.rested() if rests else after.settled()
+        return replace(after, spent=after.spent + self.costs.wait) if after.wait else after

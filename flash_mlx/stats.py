@@ -208,8 +208,9 @@ class TimedDrafter(Generic[State]):
             mx.eval(tree.tokens, tree.probs)
             phases.draft_seconds += time.perf_counter() - start
         # A pass ahead would be clocked in another round than the one that it is for.
-        ahead = tree.lookahead and not (phases.now or phases.clocks(phases.begun + 1))
-        return replace(tree, lookahead=ahead)
+        if tree.lookahead and (phases.now or phases.clocks(phases.begun + 1)):
+            return replace(tree, lookahead=False)
+        return tree
 
     def extend(self, hidden: mx.array, tokens: tuple[int, ...], state: State) -> State:
         """See `Drafter`."""

@@ -7,12 +7,11 @@ projection.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flash_mlx.bench.pacing import replay
+from flash_mlx.bench.pacing import overall, replay
 from flash_mlx.cost import Costs
 
 # Unified memory, as Apple specifies it [GB/s]; of two sizes of a chip, the larger.
@@ -146,12 +145,13 @@ def projections(row: Mapping[str, Any], draft: float) -> list[dict[str, Any]]:
 
 
 def _paced(row: Mapping[str, Any], costs: Costs, draft: float) -> dict[str, float]:
-    """Return what pacing would make of a row's recorded texts at these costs: median and worst."""
-    texts = row.get("recorded", ())
-    if not any(map(len, texts)):
+    """Return what pacing would make of a row's recorded texts at these costs: of all, and worst."""
+    texts = [text for text in row.get("recorded", ()) if text]
+    if not texts:
         return {}
     # A drafter does not know how many of its block will be right at most.
     block = row["block_size"] or max(1, max(max(text, default=0) for text in texts))
     costs = replace(costs, drafts=((1, draft * costs.plain), (block + 1, draft * costs.plain)))
-    speedups = [replay(text, costs, block, row["belief"])[0] for text in texts if text]
-    return {"projected_paced": statistics.median(speedups), "projected_worst": min(speedups)}
+    paced = replay(texts, costs, block, row["belief"])
+    worst = min(text.speedup for text in paced)
+    return {"projected_paced": overall(paced), "projected_worst": worst}

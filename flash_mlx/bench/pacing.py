@@ -6,7 +6,8 @@ temperature 0 that does not depend on what is drafted, so any cost curve can be 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -56,28 +57,76 @@ def num_right(tree: DraftTree, follows: Sequence[int]) -> int:
     return len(follows)
 
 
+@dataclass(frozen=True)
+class Replayed:
+    """What pacing made of a text.
+
+    Attributes:
+        tokens: Of the text, its first one excluded.
+        spent: What they cost [plain tokens].
+        depths: Drafted ahead in each round.
+    """
+
+    tokens: int
+    spent: float
+    depths: tuple[int, ...]
+
+    @property
+    def speedup(self) -> float:
+        """Over plain decoding."""
+        return self.tokens / self.spent
+
+
+def overall(texts: Sequence[Replayed]) -> float:
+    """Return the speed-up of several texts, one after the other."""
+    return sum(text.tokens for text in texts) / sum(text.spent for text in texts)
+
+
 def replay(
-    accepted: Sequence[int], costs: Costs, block_size: int, belief: float = PRIOR
-) -> tuple[float, list[int]]:
-    """Return the speed-up over plain decoding, by these costs, and the depth of each round.
+    texts: Iterable[Sequence[int]],
+    costs: Costs,
+    block_size: int,
+    belief: float = PRIOR,
+    *,
+    greedy: bool = True,
+) -> list[Replayed]:
+    """Return what pacing makes of texts that one process decodes, in this order, at these costs.
+
+    As there, a greedy text goes on from what became of those before it, and the first may try a
+    drafter at a loss; each sampled text begins anew. A prompt that was not read for a drafter that
+    did not pay is read when it is asked, and the first pass after a draft waits for the host.
 
     Args:
-        accepted: From `record`.
+        texts: From `record`, none of them empty.
         costs: Of rounds and drafts.
         block_size: Most that is drafted in a round.
         belief: See `Pace`.
+        greedy: Whether the texts count as greedy.
     """
-    pace, place, spent, depths = Pace.begin(costs, belief).settled(), 0, 0.0, []
+    fresh = Pace.begin(costs, belief, block_size, greedy=greedy, remembered=greedy).settled()
+    pace, replayed = fresh, []
+    for number, accepted in enumerate(texts):
+        if number:
+            rests = greedy and pace.carried(costs, late=True).rests
+            pace = pace.carried(costs, late=rests) if greedy else fresh
+        each, pace = _replayed(accepted, pace, block_size)
+        replayed.append(each)
+    return replayed
+
+
+def _replayed(accepted: Sequence[int], pace: Pace, block_size: int) -> tuple[Replayed, Pace]:
+    """Return what pacing makes of a text that begins with this pace, and the pace at its end."""
+    costs, depths, place, spent = pace.costs, [0], 0, 0.0
     while place < len(accepted):
         depth = 0 if pace.wait else pace.reach(block_size)
-        depths.append(depth)
         if depth == 0:
             pace = (pace if pace.wait else pace.rested()).parked(1)
-            place, spent = place + 1, spent + 1
-            continue
-        hits = min(depth, accepted[place])
-        tried = range(min(depth, hits + 1))
-        outcomes: Outcomes = {("draft", slot): [(PRIOR, slot < hits)] for slot in tried}
-        spent += costs.round(1 + depth) + costs.draft(depth)
-        pace, place = pace.after(1 + hits, 1 + depth, depth, outcomes), place + 1 + hits
-    return place / spent, depths
+            place, spent = place + 1, spent + (costs.round(1) if depths[-1] else 1)
+        else:
+            hits = min(depth, accepted[place])
+            tried = range(min(depth, hits + 1))
+            outcomes: Outcomes = {("draft", slot): [(PRIOR, slot < hits)] for slot in tried}
+            spent += costs.round(1 + depth) + costs.draft(depth) + pace.late
+            pace, place = pace.after(1 + hits, 1 + depth, depth, outcomes), place + 1 + hits
+        depths.append(depth)
+    return Replayed(place, spent, tuple(depths[1:])), pace

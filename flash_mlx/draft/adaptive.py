@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import mlx.core as mx
@@ -31,6 +32,7 @@ from flash_mlx.draft.ngram import PATIENCE, NgramDrafter, NgramState
 from flash_mlx.draft.offers import (
     AdaptiveState,
     CostsOf,
+    Log,
     Memory,
     Offer,
     asked,
@@ -40,15 +42,16 @@ from flash_mlx.draft.offers import (
     parked,
     unseen_value,
 )
-from flash_mlx.draft.sources import Expand, following, merged, prune, slots, value
+from flash_mlx.draft.sources import Expand, following, grown, slots, value
 from flash_mlx.draft.unseen import shape
 from flash_mlx.pace import NO_LIMIT, PRIOR, Pace
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
-from flash_mlx.tree import DraftTree, Node, best_first
+from flash_mlx.tree import DraftTree, Node
 
 WIDTH = 3  # tokens that a slot may bring
 SURE = 0.4  # a whole block this likely to be accepted is verified without a look at its drafts
+NO_ROWS = mx.zeros((0, 1))
 KEPT = 2**24  # numbers in rows that are kept for a parked drafter: 64 MiB
 
 
@@ -80,25 +83,34 @@ class AdaptiveDrafter:
         """Let all read the prompt; see `Drafter`."""
         main = None if self.drafter is None else self.drafter.prefill(prompt, hidden, root)
         lookup = None if self.lookup is None else self.lookup.prefill(prompt, hidden, root)
-        return AdaptiveState(main, (), lookup, (), len(prompt))
+        return AdaptiveState(main, Log(), lookup, Log(), len(prompt))
 
     def draft(self, root: int, state: AdaptiveState, sampler: Sampler, key: mx.array) -> DraftTree:
         """Return the drafts that pay, the root alone if none do; see `Drafter`.
 
         Costs that are not known yet are measured now.
         """
+        if state.paused and state.last is not None:
+            left = state.last[0].pace.wait - state.paused
+            if left > 0:  # as was decided when the pause began
+                return parked(root, left)
         main: Any = self._read(state) if self._goes_on(state) else None
         if isinstance(main, FlashState):
             mx.async_eval(main.slots)  # the device reads while the host decides
         pace = self._pace(state, greedy=sampler.greedy)
         if pace.wait:  # the text is read when it is asked for drafts again
-            return parked(root, Offer(pace, main, None, ahead=True), state)
-        lookup = self._heard(state)
+            state.offers[:] = [Offer(pace, main, ahead=True)]
+            return parked(root, pace.wait)
         reach, drafter = self._reach(pace), self.drafter
         main = self._read(state) if reach and main is None else main
         block = drafter.block_size if isinstance(drafter, FlashDrafter) else NO_LIMIT
-        sure = reach >= block and pace.hope(block) >= SURE
-        looks = sampler.greedy and not sure and pace.looks(reach)
+        sure = reach >= block and pace.hopes(block)[-1] >= SURE
+        if drafter is not None and sure:  # what the text suggests would hardly be better
+            unseen = Offer(pace, main, nodes=self._shape(pace, reach), depth=reach)
+            state.offers[:], tree = asked(drafter, unseen, pace, root, sampler, key)
+            return tree
+        lookup = self._heard(state)
+        looks = sampler.greedy and pace.looks(reach)
         if reach and looks and isinstance(drafter, FlashDrafter):
             candidates = slots(drafter.candidates(main, reach, WIDTH if self.trees else 1))
             if candidates is None:
@@ -108,7 +120,9 @@ class AdaptiveDrafter:
         offer = self._grow(pace, main, lookup)
         if drafter is not None and not reach and not offer.nodes:
             # Nothing can pay, and a root alone is not worth the wait for what it brings.
-            return parked(root, Offer(pace.rested(), main, lookup, ahead=True), state)
+            pace = pace.rested()
+            state.offers[:] = [Offer(pace, main, lookup, ahead=True)]
+            return parked(root, pace.wait)
         if drafter is None or not reach:
             return looked_at(root, offer, state)
         unseen = Offer(pace, main, lookup, self._shape(pace, reach), depth=reach)
@@ -121,22 +135,29 @@ class AdaptiveDrafter:
         self, hidden: mx.array, tokens: tuple[int, ...], state: AdaptiveState
     ) -> AdaptiveState:
         """Take note of a round; see `Drafter`. The drafter reads it when it is asked again."""
-        lookup, last = state.lookup, state.last
-        said = () if self.lookup is None else (*state.said, *tokens)
-        main, prompt, unread = state.main, state.prompt, state.unread
-        if state.offers:  # the last row of a prompt comes without a draft
+        lookup, last, said, paused = state.lookup, state.last, state.said, state.paused
+        main, prompt, unread, held = state.main, state.prompt, state.unread, state.held
+        if state.offers:  # the last row of a prompt comes without a draft, as do those of a pause
             (offer,) = state.offers
             if offer.lookup is not None:
-                lookup, said = offer.lookup, tokens
-            last = replace(offer, main=None, lookup=None), tokens
+                lookup, said = offer.lookup, Log()
             if offer.main is not None:
-                main, prompt, unread = offer.main, (), ()
+                main, prompt, unread, held = offer.main, (), Log(), 0
+            last, paused = (replace(offer, main=None, lookup=None), tokens), 0
+            if offer.pace.wait:
+                paused = 1
+        elif paused:
+            paused += 1
+        if self.lookup is not None:
+            said = said.then(tokens)
         if self.drafter is not None:
-            unread = (*unread, (hidden, tokens))
-        if sum(rows.size for rows, _ in unread) > KEPT:
-            late = replace(state, main=main, prompt=prompt, unread=unread)
-            main, prompt, unread = self._read(late), (), ()
-        return AdaptiveState(main, unread, lookup, said, state.num_rows, prompt, last)
+            unread, held = unread.then((hidden, tokens)), held + hidden.size
+        if held > KEPT:
+            main = self._read(replace(state, main=main, prompt=prompt, unread=unread))
+            prompt, unread, held = (), Log(), 0
+        if last is not None and self.memory is not None and last[0].pace.greedy:
+            self.memory.last, self.memory.paused = last, paused
+        return AdaptiveState(main, unread, lookup, said, state.num_rows, prompt, last, paused, held)
 
     def explain(self, num_rows: int, outcomes: Mapping[tuple[int, int], int], parked: int) -> str:
         """Return in a line how much was drafted of a text, and why; see `explained.explain`."""
@@ -146,19 +167,15 @@ class AdaptiveDrafter:
         """Return what is known before the next draft."""
         costs, memory = self.costs(state.num_rows, greedy=greedy), self.memory
         if state.last is not None:
-            pace = noted(*state.last)
-            if pace.costs is not costs:
-                pace = replace(pace, costs=costs).settled()
-        elif greedy and memory is not None and memory.pace is not None:
-            pace = memory.pace.carried(costs)
-        else:
-            block = self.drafter.block_size if isinstance(self.drafter, FlashDrafter) else NO_LIMIT
-            known = greedy and memory is not None
-            belief = belief_in(self.drafter)
-            pace = Pace.begin(costs, belief, block, greedy=greedy, remembered=known).settled()
-        if greedy and memory is not None:
-            memory.pace = pace
-        return pace
+            pace = noted(*state.last, state.paused)
+            return pace if pace.costs is costs else replace(pace, costs=costs).settled()
+        known = memory if greedy else None
+        carried = None if known is None else known.carried(costs, late=bool(state.prompt))
+        if carried is not None:
+            return carried
+        block = self.drafter.block_size if isinstance(self.drafter, FlashDrafter) else NO_LIMIT
+        remembered, belief = known is not None, belief_in(self.drafter)
+        return Pace.begin(costs, belief, block, greedy=greedy, remembered=remembered).settled()
 
     def _goes_on(self, state: AdaptiveState) -> bool:
         """Whether drafts are sure enough to be asked for that the drafter may read at once."""
@@ -184,14 +201,14 @@ class AdaptiveDrafter:
         if not state.unread or drafter is None:
             return main
         rows = [rows for rows, _ in state.unread]
-        tokens = tuple(token for _, said in state.unread for token in said)
+        tokens = tuple(chain.from_iterable(said for _, said in state.unread))
         return drafter.extend(rows[0] if len(rows) == 1 else mx.concatenate(rows), tokens, main)
 
     def _heard(self, state: AdaptiveState) -> NgramState | None:
         """Return the text's own drafts once all tokens are read."""
         if self.lookup is None or state.lookup is None or not state.said:
             return state.lookup
-        return self.lookup.extend(mx.array(()), state.said, state.lookup)
+        return self.lookup.extend(NO_ROWS, tuple(chain.from_iterable(state.said)), state.lookup)
 
     def _shape(self, pace: Pace, reach: int) -> tuple[Node, ...] | None:
         """Return the tree to draft unseen; None: a chain."""
@@ -211,11 +228,7 @@ class AdaptiveDrafter:
         sources = [candidates] if candidates else []
         if lookup is not None and lookup.drafts:
             sources.append(following(lookup))
-        limit = pace.costs.rounds[-1][0] - 1
-        plans = [sources] if self.trees else [[source] for source in sources]
-        grown = [best_first(merged(pace, plan), limit) for plan in plans if plan]
-        pruned = [prune(pace, nodes, depth) for nodes in grown]
-        nodes = max(pruned, key=lambda each: value(pace, each, depth), default=())
+        nodes = grown(pace, sources, depth, trees=self.trees)
         idle = self.drafter is None and lookup is not None and lookup.misses >= PATIENCE
         ahead = idle and not nodes
         return Offer(pace, main, lookup, nodes, depth=depth, rows=1 + len(nodes), ahead=ahead)
@@ -229,15 +242,14 @@ class ReadingAdaptiveDrafter(AdaptiveDrafter):
     ) -> AdaptiveState:
         """Let all read further rows of a prompt.
 
-        While drafting is parked, a drafter that may never be asked keeps the rows for later, unless
-        they are so many that they had better go.
+        A drafter that may never be asked keeps the rows for later, unless they are so many that
+        they had better go.
         """
         main, lookup = (None, None) if state is None else (state.main, state.lookup)
         kept = () if state is None else state.prompt
         if isinstance(self.drafter, ReadingDrafter):
             kept = (*kept, (replace(prompt, inputs={}), start, hidden))  # no pixels
-            pace = None if self.memory is None else self.memory.pace
-            if pace is None or not pace.wait or sum(rows.size for _, _, rows in kept) > KEPT:
+            if not self._rests(len(prompt)) or sum(rows.size for _, _, rows in kept) > KEPT:
                 for piece in kept:
                     main = self.drafter.read(*piece, main)
                 kept = ()
@@ -245,23 +257,30 @@ class ReadingAdaptiveDrafter(AdaptiveDrafter):
                 mx.async_eval(hidden)  # or it would hold on to the target's pass
         if self.lookup is not None:
             lookup = self.lookup.read(prompt, start, hidden, lookup)
-        return AdaptiveState(main, (), lookup, (), len(prompt), kept)
+        return AdaptiveState(main, Log(), lookup, Log(), len(prompt), kept)
+
+    def _rests(self, num_rows: int) -> bool:
+        """Whether greedy texts of late say that a new one is hardly drafted for."""
+        if self.memory is None or self.memory.last is None:
+            return False
+        pace = self.memory.carried(self.costs(num_rows, greedy=True), late=True)
+        return pace is not None and pace.rests
 
     def rewind(self, state: AdaptiveState, rows: int) -> AdaptiveState:
         """Return the state `rows` rows of text earlier, for `read` to go on from."""
         lookup, unread = self._heard(state), state.unread
         left = sum(len(tokens) for _, tokens in unread) - rows
-        kept: list[tuple[mx.array, tuple[int, ...]]] = []
+        kept: Log[tuple[mx.array, tuple[int, ...]]] = Log()
         for hidden, tokens in unread:
             count = min(max(left - sum(len(said) for _, said in kept), 0), len(tokens))
             if count:
-                kept.append((hidden[:count], tokens[:count]))
-        main = self._read(replace(state, unread=tuple(kept)))
+                kept = kept.then((hidden[:count], tokens[:count]))
+        main = self._read(replace(state, unread=kept))
         if isinstance(self.drafter, ReadingDrafter) and left < 0:
             main = self.drafter.rewind(main, -left)
         if self.lookup is not None and lookup is not None:
             lookup = self.lookup.rewind(lookup, rows)
-        return AdaptiveState(main, (), lookup, (), state.num_rows)
+        return AdaptiveState(main, Log(), lookup, Log(), state.num_rows)
 
 
 def paced(

@@ -6,9 +6,10 @@ Shapes:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any, Generic, Protocol, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -23,6 +24,8 @@ from flash_mlx.pace import Pace
 from flash_mlx.prompt import Prompt
 from flash_mlx.sampling import Sampler
 from flash_mlx.tree import DraftTree, Node, Topology
+
+Entry = TypeVar("Entry")
 
 
 class CostsOf(Protocol):
@@ -62,6 +65,35 @@ class Offer:
 
 
 @dataclass(frozen=True, eq=False)
+class Log(Generic[Entry]):
+    """What came so far, in order; a value. Logs that grew from one another share a list.
+
+    Attributes:
+        entries: Holds this log in its first `length`, and later entries of others.
+        length: Entries of this log.
+    """
+
+    entries: list[Entry] = field(default_factory=list)
+    length: int = 0
+
+    def __len__(self) -> int:
+        """Return the number of entries."""
+        return self.length
+
+    def __iter__(self) -> Iterator[Entry]:
+        """Go through the entries."""
+        return islice(self.entries, self.length)
+
+    def then(self, entry: Entry) -> Log[Entry]:
+        """Return the log with one entry more, which takes as long however many there are."""
+        entries = self.entries
+        if len(entries) != self.length:  # another went on differently
+            entries = entries[: self.length]
+        entries.append(entry)
+        return Log(entries, self.length + 1)
+
+
+@dataclass(frozen=True, eq=False)
 class AdaptiveState:
     """What is known of a text; a value but for `offers`.
 
@@ -71,20 +103,24 @@ class AdaptiveState:
         prompt: Rows of the prompt that the drafter has not read: prompt, first row, hidden [R, D].
         unread: Hidden rows [A, D] of the target and the tokens after them, round by round.
         lookup: The text's own drafts, before the tokens of `said`; None without them.
-        said: Tokens after the prompt that `lookup` has not read.
+        said: Tokens after the prompt that `lookup` has not read, round by round.
         num_rows: Of the prompt.
         last: The last round's offer, without `main`, and the tokens that the round brought; None
-            before the first round.
+            before the first round. During a pause: of the first round of it.
+        paused: Rounds of a pause that are over; 0 if there is none.
+        held: Numbers in the rows of `unread`.
         offers: What `draft` made of this state last, for `extend`: none or one.
     """
 
     main: Any
-    unread: tuple[tuple[mx.array, tuple[int, ...]], ...]
+    unread: Log[tuple[mx.array, tuple[int, ...]]]
     lookup: NgramState | None
-    said: tuple[int, ...]
+    said: Log[tuple[int, ...]]
     num_rows: int
     prompt: tuple[tuple[Prompt, int, mx.array], ...] = ()
     last: tuple[Offer, tuple[int, ...]] | None = None
+    paused: int = 0
+    held: int = 0
     offers: list[Offer] = field(default_factory=list)
 
 
@@ -96,10 +132,18 @@ class Memory:
     they depend on how much is drafted, so the same seed must begin with the same knowledge.
 
     Attributes:
-        pace: As the last text left it; None before the first.
+        last: See `AdaptiveState`; of the text that went on last. None before the first.
+        paused: Likewise.
     """
 
-    pace: Pace | None = None
+    last: tuple[Offer, tuple[int, ...]] | None = None
+    paused: int = 0
+
+    def carried(self, costs: Costs, *, late: bool = False) -> Pace | None:
+        """Return the pace that the next text begins with, if there was one; see `Pace.carried`."""
+        if self.last is None:
+            return None
+        return noted(*self.last, self.paused).carried(costs, late=late)
 
 
 def asked(
@@ -140,11 +184,11 @@ def unseen_value(pace: Pace, offer: Offer) -> float:
     return value(pace, offer.nodes, offer.depth)
 
 
-def noted(offer: Offer, tokens: tuple[int, ...]) -> Pace:
-    """Return the pace after the round of an offer, which brought these tokens."""
+def noted(offer: Offer, tokens: tuple[int, ...], paused: int) -> Pace:
+    """Return the pace after the round of an offer, which brought these tokens, or after a pause."""
     pace = offer.pace
     if offer.ahead:
-        return pace.parked(len(tokens))
+        return pace.parked(max(1, paused))
     if offer.nodes is None:
         outcomes = outcomes_of_chain(pace, offer.kept, tokens)
     elif offer.drafts is not None:
@@ -155,11 +199,10 @@ def noted(offer: Offer, tokens: tuple[int, ...]) -> Pace:
     return pace.after(len(tokens), offer.rows, offer.depth, outcomes)
 
 
-def parked(root: int, offer: Offer, state: AdaptiveState) -> DraftTree:
-    """Return the root alone, read as plain decoding reads it."""
-    state.offers[:] = [offer]
+def parked(root: int, left: int) -> DraftTree:
+    """Return the root alone, read as plain decoding reads it, for this round and others."""
     alone = mx.array([root], dtype=mx.int32)
-    return DraftTree(ROOT_ALONE, alone, lookahead=offer.pace.wait > 1, parked=True)
+    return DraftTree(ROOT_ALONE, alone, lookahead=left > 1, parked=True)
 
 
 def broken(root: int) -> DraftTree:

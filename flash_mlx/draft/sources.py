@@ -18,7 +18,7 @@ import numpy as np
 from flash_mlx.draft.choice import Candidates
 from flash_mlx.draft.ngram import NgramState
 from flash_mlx.pace import Pace
-from flash_mlx.tree import Node
+from flash_mlx.tree import Node, best_first
 
 # How often what followed n tokens the last time follows them again, before a text has said.
 LOOKUP = (0.25, 0.45, 0.6, 0.7)
@@ -81,6 +81,23 @@ def merged(pace: Pace, sources: Sequence[Expand]) -> Expand:
         return ((token, prob, kind) for token, (prob, kind) in found.items())
 
     return expand
+
+
+def grown(pace: Pace, sources: Sequence[Expand], depth: int, *, trees: bool) -> tuple[Node, ...]:
+    """Return the tree of the drafts that pay best.
+
+    Args:
+        pace: What is known.
+        sources: Of drafts.
+        depth: Drafted ahead for them.
+        trees: Whether one tree may hold drafts of several sources; else it is the best one's.
+    """
+    if not sources:
+        return ()
+    limit = pace.costs.rounds[-1][0] - 1
+    plans = [sources] if trees else [[source] for source in sources]
+    pruned = [prune(pace, best_first(merged(pace, plan), limit), depth) for plan in plans]
+    return max(pruned, key=lambda nodes: value(pace, nodes, depth))
 
 
 def prune(pace: Pace, nodes: tuple[Node, ...], depth: int) -> tuple[Node, ...]:

@@ -11,8 +11,7 @@ first choices for the others.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Sequence
-from itertools import accumulate
-from operator import mul
+from itertools import pairwise
 
 from flash_mlx.draft.sources import Expand, Outcomes, prune, value
 from flash_mlx.pace import Pace
@@ -21,8 +20,7 @@ from flash_mlx.tree import Node, best_first
 
 def chain_value(pace: Pace, depth: int) -> float:
     """Return the value of a chain that is drafted so far ahead."""
-    hopes = accumulate((pace.rate(("draft", slot)).accepted for slot in range(depth)), mul)
-    return pace.value(sum(hopes), 1 + depth, depth)
+    return pace.value(sum(pace.hopes(depth)), 1 + depth, depth)
 
 
 def shape(pace: Pace, depth: int, width: int, free: int) -> tuple[Node, ...] | None:
@@ -44,11 +42,8 @@ def shape(pace: Pace, depth: int, width: int, free: int) -> tuple[Node, ...] | N
 
 def _spares_may_pay(pace: Pace, depth: int) -> bool:
     """Whether one row more for the best spare may be worth its time: a quick answer, mostly no."""
-    hope, best = 1.0, 0.0
-    for slot in range(depth):
-        taken = pace.rate(("draft", slot)).accepted
-        best = max(best, hope * (1 - taken))
-        hope *= taken
+    hopes = (1.0, *pace.hopes(depth))
+    best = max((above - hope for above, hope in pairwise(hopes)), default=0.0)
     row = pace.costs.round(2 + depth) - pace.costs.round(1 + depth)
     return best * pace.rate(("spare", 1)).accepted > max(1.0, pace.gain) * row
 
@@ -79,9 +74,9 @@ def outcomes_of_chain(pace: Pace, depth: int, tokens: tuple[int, ...]) -> Outcom
 
     Nobody looked at its drafts, so their forecasts are what was known of their slots.
     """
-    kinds = [("draft", slot) for slot in range(min(depth, len(tokens)))]
-    hits = [slot < len(tokens) - 1 for slot in range(len(kinds))]
-    return {kind: [(pace.rate(kind).accepted, hit)] for kind, hit in zip(kinds, hits, strict=True)}
+    right = len(tokens) - 1
+    kinds = [("draft", slot) for slot in range(min(depth, 1 + right))]
+    return {kind: [(pace.rate(kind).accepted, kind[1] < right)] for kind in kinds}
 
 
 def outcomes_of_shape(

@@ -16,7 +16,7 @@ from flash_mlx.decode import Drafter, Round, decode
 from flash_mlx.draft import AdaptiveDrafter, FlashDrafter, NgramDrafter, sources
 from flash_mlx.draft import adaptive as adaptive_module
 from flash_mlx.draft.adaptive import paced
-from flash_mlx.draft.offers import Memory
+from flash_mlx.draft.offers import Log, Memory, Offer
 from flash_mlx.draft.unseen import outcomes_of_shape, shape
 from flash_mlx.pace import RISK, RISK_PER_TOKEN, Pace
 from flash_mlx.prompt import Prompt
@@ -356,8 +356,13 @@ def test_a_sampled_text_does_not_depend_on_earlier_texts() -> None:
     before = generate(target, drafter, (1, 2), 40, sampler=sampler)
     for prompt in ((3,), (4, 5)):
         generate(target, drafter, prompt, 40)
-    assert memory.pace is not None
+    assert memory.last is not None
     assert generate(target, drafter, (1, 2), 40, sampler=sampler) == before
+
+
+def pausing(curve: str, wait: int) -> tuple[Offer, tuple[int, ...]]:
+    """The first round of a pause that a text ended in."""
+    return Offer(replace(Pace.begin(CURVES[curve]), wait=wait), ahead=True), (7,)
 
 
 @pytest.mark.parametrize("kept", [0, 2**24], ids=["read at once", "read when asked"])
@@ -366,7 +371,7 @@ def test_a_parked_drafter_reads_the_prompt_when_it_is_asked(
 ) -> None:
     monkeypatch.setattr(adaptive_module, "KEPT", kept)
     drafter = flash(3, "in turn")
-    memory = Memory(replace(Pace.begin(CURVES["middling"]), wait=5))
+    memory = Memory(pausing("middling", 5), paused=1)
     lazy = remembering(drafter, "middling", memory)
     prompt, hidden = Prompt((1, 2, 3, 4)), mx.random.normal((4, 16), key=KEY)
     state = lazy.read(prompt, 2, hidden[2:], lazy.read(prompt, 0, hidden[:2], None))
@@ -432,3 +437,101 @@ def test_what_became_of_a_tree_that_nobody_had_looked_at() -> None:
     found = outcomes_of_shape(pace, nodes, drafts, (12, 5))
     hits = {kind: [hit for _, hit in each] for kind, each in found.items()}
     assert hits == {("draft", 0): [False], ("spare", 1): [False], ("spare", 2): [True]}
+
+
+@dataclass
+class Counted:
+    """A drafter whose drafts are wrong, which counts what it is asked to do."""
+
+    target: ToyTarget
+    prompts: int = 0
+    rows: int = 0
+    drafts: int = 0
+
+    def read(self, prompt: Prompt, start: int, hidden: mx.array, state: None) -> None:
+        self.prompts += 1
+
+    def rewind(self, state: None, rows: int) -> None:
+        pass
+
+    def prefill(self, prompt: Prompt, hidden: mx.array, root: int) -> None:
+        pass
+
+    def draft(self, root: int, state: None, sampler: Sampler, key: mx.array) -> DraftTree:
+        self.drafts += 1
+        wrong = (root + 1) % self.target.vocab_size
+        return DraftTree(Topology.chain(3), mx.array([root] + 3 * [wrong], dtype=mx.int32))
+
+    def extend(self, hidden: mx.array, tokens: tuple[int, ...], state: None) -> None:
+        self.rows += hidden.shape[0]
+
+
+def test_a_pause_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rounds do no more than plain decoding: no costs, no pace, no reading, no copying."""
+    target, asked = target_of(2), {"costs": 0, "paces": 0, "lists": set()}
+
+    def costs(num_rows: int, *, greedy: bool) -> Costs:
+        asked["costs"] += 1
+        return CURVES["middling"]
+
+    class Watched(type(paced(None, costs))):
+        def extend(self, hidden: mx.array, tokens: tuple[int, ...], state: Any) -> Any:
+            state = super().extend(hidden, tokens, state)
+            asked["lists"].add(id(state.unread.entries))
+            kept.append(state.unread.entries)
+            return state
+
+    def count(pace: Pace, num_rounds: int) -> Pace:
+        asked["paces"] += 1
+        return parked(pace, num_rounds)
+
+    kept: list[Any] = []  # so that no list's place is used again
+    parked = Pace.parked
+    monkeypatch.setattr(Pace, "parked", count)
+    useless = Counted(target)
+    memory = Memory(pausing("middling", 90), paused=1)
+    drafter = Watched(useless, costs, lookup=NgramDrafter(), memory=memory)
+    rounds = rounds_of(target, drafter, 80)[1:]
+    assert [len(each.tokens) for each in rounds] == [1] * 79
+    assert all(each.parked for each in rounds)
+    assert asked == {"costs": 2, "paces": 2, "lists": asked["lists"]}  # for the prompt, the pause
+    assert len(asked["lists"]) <= 2  # before the first round, and after
+    assert (useless.prompts, useless.rows, useless.drafts) == (0, 0, 0)
+    assert memory.paused == 79
+    assert memory.last is not None
+    assert memory.last[0].pace.wait - memory.paused == 10  # what the next text begins with
+
+
+def test_a_drafter_that_did_not_pay_reads_a_prompt_only_for_a_draft() -> None:
+    target, memory = target_of(2), Memory()
+    useless = Counted(target)
+    drafter = remembering(useless, "middling", memory)
+    drafts = []
+    for _ in range(25):
+        prompts, before = useless.prompts, useless.drafts
+        rounds_of(target, drafter, 40)
+        drafts.append(useless.drafts - before)
+        first = len(drafts) == 1  # nothing is known yet
+        assert useless.prompts - prompts == (1 if first else min(1, drafts[-1]))
+    assert drafts[0] > 0
+    assert drafts.count(0) > 15
+    assert sum(drafts[1:]) > 0  # it is tried now and then
+
+
+def test_what_the_last_round_of_a_text_lost_is_known_to_the_next() -> None:
+    """Texts so short that one round ends them would else each try in vain."""
+    target, memory = target_of(2), Memory()
+    useless = Counted(target)
+    for _ in range(30):
+        rounds_of(target, remembering(useless, "middling", memory), 2)
+    assert 0 < useless.drafts <= 3
+
+
+def test_logs_that_grew_from_one_another_do_not_change_each_other() -> None:
+    log: Log[int] = Log()
+    first = log.then(1)
+    second = first.then(2)
+    other = first.then(3)
+    assert [list(each) for each in (log, first, second, other)] == [[], [1], [1, 2], [1, 3]]
+    assert second.entries is first.entries
+    assert (len(log), len(other)) == (0, 2)

@@ -114,9 +114,11 @@ def test_recorded_texts_are_paced_at_each_curve() -> None:
     row: dict[str, Any] = {"outcomes": [[4, 4, 9]], "belief": 0.9, "block_size": None}
     row["recorded"] = [[4] * 200, [0] * 100, []]
     for found, curve in zip(projections(row, 0.1), CURVES, strict=True):
-        assert 0.98 <= found["projected_worst"] <= 1
-        if curve.name == "M3 Max":  # three drafts cost 1.38 tokens, a useless first try 0.4
-            assert 1.5 < found["projected_paced"] < 4 / 1.38
+        # The second text may lose what the first one gained, up to six of its hundred tokens.
+        assert 0.93 <= found["projected_worst"] <= 1
+        if curve.name == "M3 Max":  # three drafts cost 1.38 tokens
+            whole = 200 * 1.38 / 4 + 100
+            assert 300 / (whole + 20) < found["projected_paced"] < 300 / whole
     assert "projected_paced" not in projections({"outcomes": [[4, 4, 9]]}, 0.1)[0]
 
 

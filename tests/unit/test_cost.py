@@ -60,23 +60,27 @@ def texts(reliability: float) -> list[list[int]]:
     return [[kept(int(count)) for count in text] for text in RECORDED]
 
 
-def replay(accepted: list[int], costs: Costs, belief: float = PRIOR) -> tuple[float, list[int]]:
-    return pacing.replay(accepted, costs, DEPTH, belief)
+def replay(
+    accepted: list[int], costs: Costs, belief: float = PRIOR
+) -> tuple[float, tuple[int, ...]]:
+    """Pace a text by itself."""
+    (text,) = pacing.replay([accepted], costs, DEPTH, belief, greedy=False)
+    return text.speedup, text.depths
 
 
 @pytest.mark.parametrize("belief", [PRIOR, 0.95])
 @pytest.mark.parametrize("reliability", [1.0, 0.8, 0.5, 0.2, 0.0])
 @pytest.mark.parametrize("curve", CURVES)
 def test_drafting_is_never_slower(curve: str, reliability: float, belief: float) -> None:
-    costs = Costs(1.0, CURVES[curve], DRAFTS)
+    costs, risk = Costs(1.0, CURVES[curve], DRAFTS), TRUST if belief > PRIOR else RISK
     for text in texts(reliability):
         for length in (20, 50, len(text)):
             speedup, _ = replay(text[:length], costs, belief)
             # The loss of a text is bounded, also where all its drafts are wrong.
             length = min(length, len(text))
-            further = RISK_PER_TOKEN * max(0.0, length - RISK / RISK_SHARE)
-            assert length / speedup - length <= RISK + further + 1e-6
-            assert speedup >= (0.98 if length >= 50 else 0.95)
+            further = RISK_PER_TOKEN * max(0.0, length - risk / RISK_SHARE)
+            assert length / speedup - length <= risk + further + 1e-6
+            assert speedup >= (0.98 if length * RISK_SHARE >= risk else 0.93)
 
 
 @pytest.mark.parametrize(
@@ -119,9 +123,13 @@ def test_what_earlier_texts_gained_may_be_risked_and_what_they_lost_may_not() ->
     assert gainful.spent == -CREDIT
     assert gainful.carried(costs).spent == -CREDIT  # credit does not add up
     assert fresh.carried(costs).spent == 0
-    assert fresh.parked(500).carried(costs).spent == 0  # nothing was gained
-    assert replace(fresh, tokens=500, spent=500.6).carried(costs).spent == 0
-    assert replace(fresh, tokens=500, spent=499.6).carried(costs).spent == pytest.approx(-0.4)
+    aside = pytest.approx(RISK - 1.3)  # the smallest draft costs so much beyond its token
+    assert fresh.parked(500).carried(costs).spent == aside
+    assert replace(fresh, tokens=500, spent=500.6).carried(costs).spent == aside
+    assert replace(fresh, tokens=500, spent=499).carried(costs).spent == -1
+    cheap = Costs(1.0, CURVES["CPU"], DRAFTS)
+    assert fresh.parked(500).carried(cheap).spent == 0  # nothing was gained
+    assert fresh.parked(500).carried(cheap, late=True).spent == 0
     lost = replace(fresh, tokens=20, spent=20.7).carried(costs)
     assert lost.wait > 0
     assert lost.spent == pytest.approx(0.7 - 20 * RISK_PER_TOKEN)
@@ -130,7 +138,7 @@ def test_what_earlier_texts_gained_may_be_risked_and_what_they_lost_may_not() ->
 def test_a_sampled_text_trusts_what_training_measured_as_earlier_texts_may_not_be_asked() -> None:
     costs = Costs(1.0, ((1, 1.2), (4, 1.4), (12, 1.9)), ((1, 0.2), (7, 0.4)))
     greedy, sampled = (Pace.begin(costs, 0.95, greedy=each) for each in (True, False))
-    assert (greedy.reach(7), sampled.reach(7)) == (4, 7)
+    assert (greedy.reach(7), sampled.reach(7)) == (2, 7)
     assert Pace.begin(costs, greedy=False).risk == greedy.risk < sampled.risk == TRUST
 
 
@@ -194,7 +202,7 @@ def test_rests_become_longer() -> None:
 def test_what_costs_more_than_may_be_lost_is_never_tried() -> None:
     pace = Pace(Costs(1.0, ((1, 1.0), (2, 3.0)), DRAFTS)).settled()
     assert pace.wait > 100
-    assert replay([DEPTH] * 80, pace.costs) == (1.0, [0] * 80)
+    assert replay([DEPTH] * 80, pace.costs) == (1.0, (0,) * 80)
 
 
 def test_costs_between_measured_points_and_beyond_them() -> None:
