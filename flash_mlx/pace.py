@@ -203,16 +203,18 @@ class Pace:
         Args:
             limit: As far as the drafter can.
         """
-        best, best_value, tokens = 0, self.value(0.0, 1, 0), 1.0
-        worth, most = max(1.0, self.gain), self._purse - self.late
+        tokens, most, worth = 1.0, self._purse - self.late, max(1.0, self.gain)
         cost_of_round, cost_of_draft = self.costs.round, self.costs.draft
+        plans = [(1.0, cost_of_round(1), 0)]
         for depth, hope in enumerate(self.hopes(min(limit, self.depth)), start=1):
             tokens += hope
             cost = cost_of_round(1 + depth) + cost_of_draft(depth)
-            value = tokens - worth * cost
-            if value > best_value and cost <= most:
-                best, best_value = depth, value
-        return best
+            if cost <= most:
+                plans.append((tokens, cost, depth))
+        best = max(plans, key=lambda plan: plan[0] - worth * plan[1])
+        if not best[2]:  # what was gained so far may have been luck
+            best = max(plans, key=lambda plan: plan[0] / plan[1])
+        return best[2] if best[0] > best[1] else 0
 
     def value(self, drafts: float, rows: int, depth: int) -> float:
         """Return what a round brings beyond the time it takes [plain tokens].
