@@ -56,6 +56,8 @@ def head_of(lm_head: Function, ids: mx.array | None) -> Function:
     """
     if ids is None:
         return lm_head
+    ids = ids + 0  # a copy: a compiled step of training must not capture a weight of the model
+    mx.eval(ids)
     if isinstance(lm_head, RowsHead):
         return lm_head.of(ids)
     return lambda hidden: lm_head(hidden)[..., ids]

@@ -386,12 +386,17 @@ def test_what_the_target_says_and_no_draft_can_is_missed():
     assert agreed[:-1].tolist() == known.sum(0).tolist()
 
 
-def test_a_run_learns_and_leaves_the_tokens_as_they_are(tmp_path):
-    config = configure("ours", {"iterations": 6, "batch_size": 2, "save_every": 3, "warmup": 1})
+@pytest.mark.parametrize("gathered", [False, True], ids=["chosen", "gathered"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_a_run_learns_and_leaves_the_tokens_as_they_are(compiled, gathered, tmp_path):
+    steps = {"iterations": 6, "batch_size": 2, "save_every": 3, "warmup": 1, "compile": compiled}
+    config, layer = configure("ours", steps), nn.Linear(16, 11, bias=False)
+    layer.weight = TARGET.head.T
+    teacher = replace(TEACHER, lm_head=Head(layer)) if gathered else TEACHER
 
     def begin(folder):
         model = proposing(SOME, replace(SMALL, markov_rank=2))
-        return Trainer(model, TEACHER, EXAMPLES, tmp_path / folder, config)
+        return Trainer(model, teacher, EXAMPLES, tmp_path / folder, config)
 
     whole = begin("whole")
     before = parameters(whole.model)
