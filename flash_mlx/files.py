@@ -5,6 +5,7 @@ A reader of a replaced file sees the old one or the new one, whatever happens me
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -158,6 +159,29 @@ def append_line(descriptor: int, line: bytes) -> None:
     except OSError:
         os.ftruncate(descriptor, end)
         raise
+
+
+@contextmanager
+def appending(file: Path, mode: int = 0o666) -> Iterator[int]:
+    """Yield a log, open at its end, while no other process writes; a half line is cut off.
+
+    Args:
+        file: Of lines; made if need be.
+        mode: Of a new one.
+
+    Raises:
+        OSError: If it cannot be read or written.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, mode)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            content = os.pread(descriptor, size, 0)
+            os.ftruncate(descriptor, content.rfind(b"\n") + 1)
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

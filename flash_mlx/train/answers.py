@@ -22,7 +22,7 @@ from typing import Any
 import mlx.core as mx
 
 from flash_mlx.decode import Drafter, NoDrafter, decode
-from flash_mlx.files import append_line
+from flash_mlx.files import append_line, appending
 from flash_mlx.loading import Model
 from flash_mlx.processing import Media, make_prompt
 from flash_mlx.prompt import Prompt
@@ -172,7 +172,11 @@ class AnswerFile:
         """
         self._file = file
         self._answers: dict[str, tuple[int, ...]] = {}
-        content = file.read_bytes() if file.is_file() else b""
+        content = b""
+        if file.is_file():
+            with file.open("rb") as stream:
+                fcntl.flock(stream, fcntl.LOCK_SH)  # else another run's line may be half there
+                content = stream.read()
         whole = content[: content.rfind(b"\n") + 1]
         start = b'{"key": '
         rest = content[len(whole) :]
@@ -190,8 +194,8 @@ class AnswerFile:
             except (ValueError, KeyError, TypeError, RecursionError):
                 continue
         if whole != content:
-            with file.open("rb+") as stream:
-                stream.truncate(len(whole))
+            with appending(file):
+                pass  # what is cut off is a half line alone, whatever was added meanwhile
 
     def get(self, key: str) -> tuple[int, ...] | None:
         """Return the tokens of an answer, if it is there."""
@@ -204,9 +208,8 @@ class AnswerFile:
             OSError: If it cannot be written.
         """
         line = json.dumps({"key": key, **row, "tokens": tokens}) + "\n"
-        with self._file.open("ab", buffering=0) as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            append_line(stream.fileno(), line.encode("ascii"))
+        with appending(self._file) as descriptor:
+            append_line(descriptor, line.encode("ascii"))
         self._answers[key] = tokens
 
 

@@ -8,14 +8,11 @@ may add at once; the folder never outgrows its bound. Nothing is sent anywhere.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from typing import Any
 import mlx.core as mx
 
 from flash_mlx.checkpoint import CONFIG
-from flash_mlx.files import append_line, read_header
+from flash_mlx.files import append_line, appending, read_header
 from flash_mlx.prompt import Prompt
 from flash_mlx.train.answers import Arrays, Asked, token_ids
 from flash_mlx.train.source import Found, Question
@@ -63,7 +60,7 @@ class TrafficLog:
         if not self.is_open or len(answer) < 2:
             return
         try:
-            with _locked(self.folder) as descriptor:
+            with appending(self.folder / TRAFFIC, 0o600) as descriptor:
                 self.is_open = self._add(descriptor, prompt, answer)
         except OSError as error:
             self.is_open = False
@@ -113,7 +110,7 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if is_new:
         folder.chmod(0o700)
-    with _locked(folder):
+    with appending(folder / TRAFFIC, 0o600):
         pass
     part = folder / f".part-{os.getpid()}.safetensors"
     part.touch(mode=0o600)
@@ -240,19 +237,3 @@ def _read(
     digest = hashlib.sha256(json.dumps([target, tokens, row["inputs"]]).encode())
     prompt = Prompt(tokens, spans, {} if inputs is None else inputs, videos=videos)
     return Asked(Question(place, images, ""), prompt, digest.hexdigest()), answer
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """Yield the log, open at its end, while no other process writes; a half line is cut off."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
-    descriptor = os.open(folder / TRAFFIC, flags, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            content = os.pread(descriptor, size, 0)
-            os.ftruncate(descriptor, content.rfind(b"\n") + 1)
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -1,5 +1,8 @@
 """The file of answers loses nothing, of its own or of others."""
 
+import fcntl
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,33 @@ def test_an_answer_that_was_cut_off_is_removed(tmp_path: Path) -> None:
         file.write_bytes(whole + whole[:end])
         assert AnswerFile(file, 10).get("a") == (1, 2)
         assert file.read_bytes() == whole
+
+
+def test_a_line_that_another_run_is_writing_is_waited_for(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    AnswerFile(file, 10).add("a", {}, (1, 2))
+    line = b'{"key": "b", "tokens": [3]}\n'
+    with ThreadPoolExecutor() as pool:
+        with file.open("ab", buffering=0) as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            other.write(line[:9])
+            opened = pool.submit(AnswerFile, file, 10)
+            time.sleep(0.1)
+            other.write(line[9:])
+        answers = opened.result()
+    assert [answers.get(key) for key in "ab"] == [(1, 2), (3,)]
+    assert file.read_bytes().endswith(line)
+
+
+def test_a_line_that_a_killed_run_left_half_takes_no_other_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "answers.jsonl"
+    answers = AnswerFile(file, 10)
+    answers.add("a", {}, (1, 2))
+    with file.open("ab") as other:
+        other.write(b'{"key": "b", "tok')
+    answers.add("c", {}, (4,))
+    again = AnswerFile(file, 10)
+    assert [again.get(key) for key in "abc"] == [(1, 2), None, (4,)]
 
 
 def test_an_answer_without_room_leaves_no_trace(
