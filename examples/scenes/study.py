@@ -30,7 +30,6 @@ from flash_mlx.targets.taps import TappedTarget
 from flash_mlx.train import Example, Trainer
 from flash_mlx.train.config import configure
 from flash_mlx.train.initial import drafter_config, new_model, propose_frequent
-from words import BRIEF_PROMPTS, CAPTION_PROMPTS
 from study_data import (
     Examples,
     are_clips,
@@ -41,6 +40,7 @@ from study_data import (
 )
 from study_measure import HeldOut, verify_costs
 from study_variants import DRAFTER, GROUPS, TRAIN, Variant
+from train_drafter import family_of
 
 
 def main() -> None:
@@ -141,12 +141,9 @@ class Study:
             case "sampled":
                 return self.examples, examples[1::2]
             case "captions" | "questions":
-                described = [
-                    p in CAPTION_PROMPTS + BRIEF_PROMPTS for _, p in asked_of(self.answers)
-                ]
-                wanted = answers == "captions"
+                family = [family_of(prompt) for _, prompt in asked_of(self.answers)]
                 return self.examples, [
-                    each for i, each in enumerate(examples) if described[i // 2] == wanted
+                    each for i, each in enumerate(examples) if family[i // 2] == answers
                 ]
             case "data set":
                 file = self.folder / "data_set_answers.jsonl"

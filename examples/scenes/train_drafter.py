@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,24 @@ from flash_mlx.targets import LoadedTarget, load_target
 from flash_mlx.train import Batch, Example, Teacher, TrainConfig, Trainer, TrainingCallback
 from flash_mlx.train.initial import BEST_START, STARTS, drafter_config, new_model, propose_frequent
 from flash_mlx.train.validate import BEST_BY, mean_acceptance_length
-from words import CAPTION_PROMPTS
+from words import BRIEF_PROMPTS, CAPTION_PROMPTS
 from model import Llava, TextShape, VisionShape
 
+PROMPT_FAMILIES = ("captions", "questions")
 TUNING = 31_000_000  # scenes on which training is watched; never reported
 
 
-def read_examples(loaded: LoadedTarget, file: Path) -> list[list[Example]]:
+def family_of(prompt: str) -> str:
+    """One of `PROMPT_FAMILIES`; lists are questions too."""
+    return PROMPT_FAMILIES[prompt not in CAPTION_PROMPTS + BRIEF_PROMPTS]
+
+
+def read_examples(
+    loaded: LoadedTarget, file: Path, families: Sequence[str] = PROMPT_FAMILIES
+) -> list[list[Example]]:
     """The answers, grouped by scene or clip: those of a group have the same prompt and pictures."""
     rows = [json.loads(line) for line in file.read_text().splitlines()]
+    rows = [row for row in rows if family_of(row["prompt"]) in families]
     groups = []
 
     def asked(row: dict[str, Any]) -> tuple[bool, int, str]:
@@ -158,6 +167,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--train", type=json.loads, default={}, help="settings of TrainConfig, as JSON"
     )
+    parser.add_argument(
+        "--prompts",
+        nargs="+",
+        choices=PROMPT_FAMILIES,
+        default=PROMPT_FAMILIES,
+        help="learn from answers to these alone",
+    )
     parser.add_argument("--limit", type=int, default=0, help="scenes used; 0: all")
     parser.add_argument("--scenes", type=int, default=8, help="scenes of each validation")
     return parser.parse_args()
@@ -166,7 +182,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     loaded = load_target(args.model)
-    groups = read_examples(loaded, args.answers)[: args.limit or None]
+    groups = read_examples(loaded, args.answers, args.prompts)[: args.limit or None]
     cache = compute_features(batched_target(loaded), groups)
     examples = [example for group in groups for example in group if id(example) in cache]
 
