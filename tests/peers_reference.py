@@ -5,6 +5,7 @@ The file is test data of third parties, beside a checkout where they lie; withou
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -31,6 +32,8 @@ MODELS: dict[str, type[OneLayerModel]] = {
     "vispec": ViSpecModel,
 }
 Arrays = dict[str, np.ndarray]
+SMALL = {"hidden_size": 16, "vocab_size": 11, "intermediate_size": 24, "block_size": 3}
+SMALL |= {"num_heads": 2, "num_kv_heads": 2, "head_dim": 8}
 
 
 def golden(kind: str) -> tuple[OneLayerModel, Arrays, Arrays]:
@@ -132,6 +135,12 @@ def random_model(kind: str, config: DecoderConfig | None = None, seed: int = 0) 
         weights.append((name, mx.array(weight.astype(np.int32 if name == "d2t" else np.float32))))
     model.update(tree_unflatten(weights))
     return model
+
+
+def network(kind: str, **changes: Any) -> OneLayerModel:
+    """A random model for `toy.WideToy`."""
+    more = {"num_queries": 3} if kind == "vispec" else {}
+    return random_model(kind, DecoderConfig(**SMALL | more | changes))
 
 
 def drafter_for(kind: str, loaded: LoadedTarget, **changes: int) -> StepwiseDrafter:

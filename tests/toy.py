@@ -201,6 +201,25 @@ def draw_tree(topology: Topology, q: mx.array, key: mx.array) -> mx.array:
     return mx.concatenate([mx.zeros(1, dtype=mx.int32), tokens[1:]])
 
 
+class WideToy(ToyTarget):
+    """Hands out what its first layer receives, which for images is not what their ids say."""
+
+    def prefill(self, prompt, cache, take=None):
+        out = super().prefill(prompt, cache)
+        received = self.embed(mx.array(prompt.tokens))
+        for start, stop in prompt.image_spans:
+            received[start:stop] += self.positions[start:stop]
+        wide = mx.concatenate([received, out.hidden], axis=-1)
+        if take is not None:
+            take(0, wide)
+            wide = wide[-1:]
+        return Output(out.logits, wide)
+
+    def verify(self, tree, cache):
+        out = super().verify(tree, cache)
+        return Output(out.logits, mx.concatenate([self.embed(tree.tokens), out.hidden], axis=-1))
+
+
 @dataclass(frozen=True)
 class RandomDrafter:
     """Knows nothing. `sharpness` spreads its random laws; `laws`: whether it tells them."""

@@ -6,9 +6,10 @@ import sys
 import time
 
 import numpy as np
+import pytest
 
 import endless_training
-from flash_mlx.checkpoint import load_model
+from flash_mlx.checkpoint import load_network
 from flash_mlx.train.state import STATE, RunState
 from training import parameters
 
@@ -17,11 +18,13 @@ def steps_done(folder):
     return RunState.load(folder, {}).step if (folder / STATE).is_file() else 0
 
 
-def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_weights(tmp_path):
-    endless_training.trainer(tmp_path / "whole").run()
+@pytest.mark.parametrize("kind", ["flash", "vispec"])
+def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_weights(kind, tmp_path):
+    endless_training.trainer(kind, tmp_path / "whole").run()
     rng, done = random.Random(), []
-    while len(done) < 3 or done[-1] < 20:
-        process = subprocess.Popen([sys.executable, endless_training.__file__, tmp_path / "killed"])
+    while len(done) < 3 or done[-1] < 12:
+        line = (sys.executable, endless_training.__file__, kind, tmp_path / "killed")
+        process = subprocess.Popen(line)
         began = steps_done(tmp_path / "killed")
         while process.poll() is None and steps_done(tmp_path / "killed") < began + 3:
             time.sleep(0.005)
@@ -29,10 +32,10 @@ def test_a_run_that_is_killed_at_random_moments_ends_with_the_same_weights(tmp_p
         process.kill()
         process.wait()
         done.append(steps_done(tmp_path / "killed"))
-        load_model(tmp_path / "killed")  # a drafter at every moment
+        load_network(tmp_path / "killed")  # a drafter at every moment
     assert process.returncode == -9 or done[-1] == 40
-    last = endless_training.trainer(tmp_path / "killed")
+    last = endless_training.trainer(kind, tmp_path / "killed")
     assert last.resume() == done[-1]
     assert last.run()
-    before, after = (parameters(load_model(tmp_path / name)) for name in ("whole", "killed"))
+    before, after = (parameters(load_network(tmp_path / name)[0]) for name in ("whole", "killed"))
     assert all(np.array_equal(before[name], after[name]) for name in before)

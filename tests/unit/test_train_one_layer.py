@@ -10,8 +10,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from flash_mlx.checkpoint import load_network
-from flash_mlx.decode import Output
-from flash_mlx.draft.decoder import DecoderConfig, Past
+from flash_mlx.draft.decoder import Past
 from flash_mlx.draft.stepwise import StepwiseDrafter
 from flash_mlx.train import Example, LossWeights, Teacher, TrainConfig, Trainer
 from flash_mlx.train.config import PRESET_OF, configure
@@ -19,41 +18,15 @@ from flash_mlx.train.losses import objective
 from flash_mlx.train.pupil import pupil_of
 from flash_mlx.train.step import with_noise
 from flash_mlx.train.validate import BEST_BY, validator
-from peers_reference import random_model
-from toy import ToyTarget, continuation
+from peers_reference import network, random_model
+from toy import WideToy, continuation
 from training import EXAMPLES, example, parameters
 
 KINDS = ("eagle", "msd", "vispec")
-SIZES = {"intermediate_size": 24, "num_heads": 2, "num_kv_heads": 2, "head_dim": 8, "block_size": 3}
-
-
-class WideToy(ToyTarget):
-    """Hands out what its first layer receives, which for images is not what their ids say."""
-
-    def prefill(self, prompt, cache, take=None):
-        out = super().prefill(prompt, cache)
-        received = self.embed(mx.array(prompt.tokens))
-        for start, stop in prompt.image_spans:
-            received[start:stop] += self.positions[start:stop]
-        wide = mx.concatenate([received, out.hidden], axis=-1)
-        if take is not None:
-            take(0, wide)
-            wide = wide[-1:]
-        return Output(out.logits, wide)
-
-    def verify(self, tree, cache):
-        out = super().verify(tree, cache)
-        return Output(out.logits, mx.concatenate([self.embed(tree.tokens), out.hidden], axis=-1))
 
 
 TARGET = WideToy()
 TEACHER = Teacher.of(TARGET)
-
-
-def network(kind, **changes):
-    more = {"num_queries": 3} if kind == "vispec" else {}
-    sizes = {"hidden_size": 16, "vocab_size": 11, **SIZES, **more, **changes}
-    return random_model(kind, DecoderConfig(**sizes))
 
 
 @pytest.mark.parametrize("share", [1.0, 0.4])
