@@ -475,6 +475,11 @@ def test_a_pause_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         return CURVES["middling"]
 
     class Watched(type(paced(None, costs))):
+        def draft(self, *args: Any) -> DraftTree:
+            tree = super().draft(*args)
+            hints.append(tree.lookahead)
+            return tree
+
         def extend(self, hidden: mx.array, tokens: tuple[int, ...], state: Any) -> Any:
             state = super().extend(hidden, tokens, state)
             asked["lists"].add(id(state.unread.entries))
@@ -485,11 +490,12 @@ def test_a_pause_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
         asked["paces"] += 1
         return parked(pace, num_rounds)
 
+    hints: list[bool] = []
     kept: list[Any] = []  # so that no list's place is used again
     parked = Pace.parked
     monkeypatch.setattr(Pace, "parked", count)
     useless = Counted(target)
-    memory = Memory(pausing("middling", 90), paused=1)
+    memory = Memory(pausing("middling", 80), paused=1)
     drafter = Watched(useless, costs, lookup=NgramDrafter(), memory=memory)
     rounds = rounds_of(target, drafter, 80)[1:]
     assert [len(each.tokens) for each in rounds] == [1] * 79
@@ -499,7 +505,8 @@ def test_a_pause_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (useless.prompts, useless.rows, useless.drafts) == (0, 0, 0)
     assert memory.paused == 79
     assert memory.last is not None
-    assert memory.last[0].pace.wait - memory.paused == 10  # what the next text begins with
+    assert memory.last[0].pace.wait == 79
+    assert hints == [True] * 78 + [False]  # the pass after a pause may be one over drafts
 
 
 def test_a_drafter_that_did_not_pay_reads_a_prompt_only_for_a_draft() -> None:

@@ -41,6 +41,13 @@ def test_the_first_wrong_draft_ends_the_round_with_the_targets_token() -> None:
     assert found == Acceptance((0, 1), (5, 7))
 
 
+@pytest.mark.parametrize("rows", [(0,), (0, 1, 2), (0, 2, 5), (0, 1, 2, 3, 4, 5)])
+def test_accepted_rows_are_taken_of_what_the_target_returned(rows: tuple[int, ...]) -> None:
+    hidden = mx.arange(12).reshape(6, 2)
+    taken = Acceptance(rows, (7,) * len(rows)).of(hidden)
+    assert taken.tolist() == [[2 * row, 2 * row + 1] for row in rows]
+
+
 def test_a_root_alone_brings_one_token() -> None:
     assert accept(chain(3), says(5), GREEDY, KEY) == Acceptance((0,), (5,))
 

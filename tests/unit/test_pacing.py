@@ -113,3 +113,11 @@ def test_a_prompt_that_is_read_late_and_a_pass_that_was_not_queued_cost_what_the
     after = sum(1 for a, b in pairwise(later.depths) if a and not b)
     expected = plain + drafted + after * DEAR.wait + LATE * DEAR.draft(1)
     assert later.spent == pytest.approx(expected)
+
+
+def test_a_lucky_first_draft_does_not_park_a_drafter_that_pays() -> None:
+    """Where a block costs 6.3 plain tokens and brings 8, after a first one that brought 11."""
+    costs = Costs(1.0, ((1, 1.0), (2, 1.85), (4, 3.3), (8, 6.1), (16, 6.3)), ((1, 0.1), (10, 0.2)))
+    (text,) = replay([[10, *[7] * 149]], costs, 10, 0.95)
+    assert text.speedup > 1.15
+    assert text.depths.count(0) < 0.1 * len(text.depths)
