@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from operator import add
 
 Curve = tuple[tuple[int, float], ...]
 
@@ -61,6 +62,11 @@ class Costs:
         known = self._tables[1]
         return known[depth] if depth < TABLE else _between(self.drafts, depth) / self.plain
 
+    def ahead(self, depth: int) -> float:
+        """Return the cost of drafting a chain so far ahead and of the round [plain tokens]."""
+        known = self._tables[2]
+        return known[depth] if depth < len(known) else self.round(1 + depth) + self.draft(depth)
+
     def least(self, other: Costs) -> Costs:
         """Return the lesser of two measured times, wherever there are two: noise only ever adds."""
 
@@ -79,13 +85,14 @@ class Costs:
         return max(0.0, self.round(1) - 1)
 
     @cached_property
-    def _tables(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Costs of the first few rounds and drafts: they are asked for hundreds of times a text."""
+    def _tables(self) -> tuple[tuple[float, ...], ...]:
+        """Costs of the first few rounds, drafts and both: asked for hundreds of times a text."""
         rounds = tuple(_between(self.rounds, rows) / self.plain for rows in range(TABLE))
-        if not self.drafts:
-            return rounds, ()
-        later = (_between(self.drafts, depth) / self.plain for depth in range(1, TABLE))
-        return rounds, (0.0, *later)
+        drafts = (0.0,) * TABLE
+        if self.drafts:
+            later = (_between(self.drafts, depth) / self.plain for depth in range(1, TABLE))
+            drafts = (0.0, *later)
+        return rounds, drafts, tuple(map(add, rounds[1:], drafts))
 
 
 def _between(curve: Curve, count: int) -> float:

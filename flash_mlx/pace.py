@@ -192,9 +192,10 @@ class Pace:
     def hopes(self, depth: int) -> Sequence[float]:
         """Return the chance of each slot of a chain that all is accepted up to and with it."""
         known = self._hopes
+        hope = known[-1] if known else 1.0
         for slot in range(len(known), depth):
-            above = known[-1] if known else 1.0
-            known.append(above * self.rate(("draft", slot)).accepted)
+            hope *= self.rate(("draft", slot)).accepted
+            known.append(hope)
         return known[:depth]
 
     def reach(self, limit: int) -> int:
@@ -204,11 +205,9 @@ class Pace:
             limit: As far as the drafter can.
         """
         tokens, most, worth = 1.0, self._purse - self.late, max(1.0, self.gain)
-        cost_of_round, cost_of_draft = self.costs.round, self.costs.draft
-        plans = [(1.0, cost_of_round(1), 0)]
+        plans, cost_of = [(1.0, self.costs.round(1), 0)], self.costs.ahead
         for depth, hope in enumerate(self.hopes(min(limit, self.depth)), start=1):
-            tokens += hope
-            cost = cost_of_round(1 + depth) + cost_of_draft(depth)
+            tokens, cost = tokens + hope, cost_of(depth)
             if cost <= most:
                 plans.append((tokens, cost, depth))
         best = max(plans, key=lambda plan: plan[0] - worth * plan[1])

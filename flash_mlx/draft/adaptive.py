@@ -2,12 +2,14 @@
 
 `AdaptiveDrafter` asks `pace.Pace` how far ahead to draft, lets its drafter do that, adds what the
 text so far suggests (`ngram`), and of all these drafts verifies as many as raise the tokens per
-second. Where drafting does not pay it is parked: the target decodes plainly, reading ahead, and the
-rows that the drafter has not read are kept until it is asked again.
+second. Where drafting does not pay it pauses: the target decodes plainly, reading ahead, and the
+rows that the drafter has not read are kept until it is asked again. How long is decided as a pause
+begins, so that its rounds cost the host what those of plain decoding do.
 
 Greedy drafts may be looked at: the host waits for them and grows the tree from them
 (`tree.best_first`). That is a second wait in a round, so it is done only where a wait is cheap
-beside the round (`pace.Pace.looks`), and not for a block that is likely to be accepted as a whole.
+beside the round (`pace.Pace.looks`), and not for a block that is likely to be accepted as a whole,
+beside which the text's own drafts are not considered either.
 Sampled drafts are never looked at, for nothing may depend on how likely they were. How many drafts
 nobody looks at there are, by one pass of the drafter or two, and with which siblings, follows from
 what became of earlier ones (`unseen`). Or else the drafts are the text's own.

@@ -1,7 +1,7 @@
 """Drafting as much as pays changes nothing about the text, whatever rounds and drafts cost."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -446,7 +446,11 @@ class Counted:
     target: ToyTarget
     prompts: int = 0
     rows: int = 0
-    drafts: int = 0
+    rows_at: list[int] = field(default_factory=list)  # before each draft
+
+    @property
+    def drafts(self) -> int:
+        return len(self.rows_at)
 
     def read(self, prompt: Prompt, start: int, hidden: mx.array, state: None) -> None:
         self.prompts += 1
@@ -458,7 +462,7 @@ class Counted:
         pass
 
     def draft(self, root: int, state: None, sampler: Sampler, key: mx.array) -> DraftTree:
-        self.drafts += 1
+        self.rows_at.append(self.rows)
         wrong = (root + 1) % self.target.vocab_size
         return DraftTree(Topology.chain(3), mx.array([root] + 3 * [wrong], dtype=mx.int32))
 
@@ -507,6 +511,16 @@ def test_a_pause_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.last is not None
     assert memory.last[0].pace.wait == 79
     assert hints == [True] * 78 + [False]  # the pass after a pause may be one over drafts
+
+
+def test_a_pause_is_as_long_as_was_decided_and_then_all_of_it_is_read() -> None:
+    target = target_of(2)
+    useless, memory = Counted(target), Memory(pausing("middling", 20), paused=1)
+    rounds = rounds_of(target, remembering(useless, "middling", memory), 40)[1:21]
+    assert [each.num_drafted > 0 for each in rounds] == [False] * 19 + [True]
+    assert [each.parked for each in rounds] == [True] * 19 + [False]
+    assert useless.prompts == 1
+    assert useless.rows_at[0] == 20  # the prompt's last one, and those of the pause
 
 
 def test_a_drafter_that_did_not_pay_reads_a_prompt_only_for_a_draft() -> None:

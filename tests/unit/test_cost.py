@@ -246,3 +246,10 @@ def test_forecasts_are_corrected_by_how_far_off_earlier_ones_were() -> None:
     for _ in range(100):  # without new evidence, old evidence fades
         wrong = wrong.after([])
     assert wrong.correct(0.9) == pytest.approx(0.9, abs=0.05)
+
+
+def test_what_is_looked_up_is_what_is_computed() -> None:
+    costs = Costs(0.5, ((1, 0.5), (3, 1.0), (5, 1.5)), ((2, 0.1), (4, 0.2)))
+    for depth in (0, 1, 3, 63, 64, 65, 200):
+        assert costs.ahead(depth) == costs.round(1 + depth) + costs.draft(depth)
+    assert Costs(1.0, ((1, 1.0), (2, 1.5))).ahead(3) == 2.5
