@@ -168,7 +168,7 @@ def main() -> None:
                 )
                 both = mx.concatenate([embeddings, embeddings])
                 heat = np.repeat([0.0, 1.0], len(chosen))
-                answers = decode_batch(loaded, both, heat, 192, first + length)
+                answers = decode_batch(loaded, both, heat, 256, first + length)
                 for j, answer in enumerate(answers):
                     i = chosen[j % len(chosen)]
                     row = {

@@ -16,19 +16,21 @@ from pathlib import Path
 import flash_mlx
 import numpy as np
 
-from clip_language import STEPS_PROMPTS, VIDEO_PROMPTS, stated
+from clip_language import STEPS_PROMPTS, VIDEO_PROMPTS, standing, stated
 from clips import MOMENTS, Clip, film
 from flash_mlx.generate import Model
 from make_clips import HELD_OUT, held_out_clip, write_video
 
 
 def score(text: str, clip: Clip) -> dict[str, list[bool]]:
-    """Right or wrong of each event: the whole line, what kind it is, and who it is about."""
-    lines = [line.partition(". ")[2] for line in text.splitlines()]
-    out: dict[str, list[bool]] = {"event": [], "kind": [], "name": []}
+    """Right or wrong of each event: where all is then, what is said, what kind and who it is."""
+    lines = [line.partition(". ")[2].rpartition(": ") for line in text.splitlines()[1:]]
+    lines += [("", "", "")] * MOMENTS
+    out: dict[str, list[bool]] = {"places": [], "event": [], "kind": [], "name": []}
     kinds = ("goes", "meets", "appears", "leaves", "nothing")
     for number in range(MOMENTS - 1):
-        said, truth = lines[number] if number < len(lines) else "", stated(clip, number)
+        (places, _, said), truth = lines[number], stated(clip, number)
+        out["places"].append(places == standing(clip, number + 1))
         out["event"].append(said == truth)
         kind = next(kind for kind in kinds if kind in truth)
         out["kind"].append(kind in said)

@@ -48,10 +48,9 @@ NOISE = 0.1  # standard deviation, relative to the vectors'
 KINDS = ("caption", "caption", "question+question+question+question", "list+question+brief")
 CLIP_KINDS = (
     "caption",
-    "view+steps+view+question",
-    "steps+view+question+view",
-    "events+question+view+question",
-    "question+steps+view+events",
+    "steps+view+question",
+    "view+steps+question",
+    "events+question+view",
 )
 
 
