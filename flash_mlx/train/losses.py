@@ -17,6 +17,7 @@ from flash_mlx.draft import FlashModel
 from flash_mlx.draft.activations import trained_cross_entropy, trained_softmax
 from flash_mlx.draft.kinds import DraftModel
 from flash_mlx.train.data import Taught
+from flash_mlx.train.pieces import one_after_another
 
 RANKED = 10  # tokens that `list_mle` puts in order
 
@@ -191,8 +192,7 @@ def objective(
 ) -> tuple[mx.array, mx.array]:
     """Return the loss and how often each slot agrees with the target.
 
-    The LM head sees only rows that count, `chunk` base rows at a time, and what it makes of them
-    is computed again for the gradient when there are several chunks.
+    The LM head sees only rows that count, `chunk` base rows at a time; see `one_after_another`.
 
     Args:
         model: The drafter.
@@ -216,7 +216,7 @@ def objective(
     best = mx.where(known, order[:, 0].astype(mx.int32), -1)  # what cannot be drafted is missed
     decay = mx.power(weights.slot_decay, mx.arange(outputs.shape[1]))
 
-    # Whatever gradients flow to is an argument: mx.checkpoint sees nothing else.
+    # Whatever gradients flow to is an argument: `one_after_another` sees nothing else.
     def part(
         rows: mx.array, teacher: mx.array, mask: mx.array, *markov: mx.array
     ) -> tuple[mx.array, mx.array, mx.array]:
@@ -231,16 +231,11 @@ def objective(
         loss = weighted(rows, logits, taught[teacher], p[teacher], order[teacher], weights)
         return (loss * share).sum(), share.sum(), mx.stop_gradient(so_far.sum(axis=0))
 
-    num_rows = outputs.shape[0]
-    if num_rows > chunk:
-        part = mx.checkpoint(part)
-    sums = []
-    for cut in (slice(i, i + chunk) for i in range(0, num_rows, chunk)):
-        markov = []
-        if isinstance(model, FlashModel) and model.config.markov_rank:
-            markov = [model.markov.previous[inputs.said[cut, 1:]], model.markov.next]
-        sums.append(part(outputs[cut], inputs.teacher[cut], inputs.weight[cut], *markov))
-    loss, share, agreed = (mx.stack(list(v)).sum(axis=0) for v in zip(*sums, strict=True))
+    markov = []
+    if isinstance(model, FlashModel) and model.config.markov_rank:
+        markov = [model.markov.previous[inputs.said[:, 1:]], model.markov.next]
+    whole = part if outputs.shape[0] <= chunk else one_after_another(part, chunk)
+    loss, share, agreed = whole(outputs, inputs.teacher, inputs.weight, *markov)
     count = inputs.weight[:, :1].sum(axis=0)
     return loss / mx.maximum(share, 1e-6), mx.concatenate([agreed, count])
 

@@ -1,12 +1,10 @@
 """What training will take, from the configuration alone: memory, and a projection of the time.
 
-Weights are counted. Activations are estimated by the shapes that a step has alive at its peak; how
-many of each was fitted to measured peaks of the demo (within 5%), so for other models the sum is
-an estimate. Times are projected from the chips' published figures; none was measured.
+Weights are counted, and so are the arrays of a step (see `memory`). Times are projected from the
+chips' published figures; none was measured.
 
 Shapes:
-    n: base rows of a batch.    k: slots.    D: hidden size.    V: vocabulary.    H: heads.
-    F: width of the drafter's MLP.    S: rows of its compressed sequence.    T: rows of a text.
+    n: base rows of a batch.    k: slots.    D: hidden size.    V: vocabulary.    T: rows of a text.
 """
 
 from __future__ import annotations
@@ -21,13 +19,15 @@ from flash_mlx.draft.decoder import DecoderConfig
 from flash_mlx.draft.model import NUM_TAPS
 from flash_mlx.sizes import text_settings
 from flash_mlx.train.config import TrainConfig
+from flash_mlx.train.data import ROUND, round_up
+from flash_mlx.train.memory import LOGITS, Sizes, step_arrays
 from flash_mlx.train.state import flat
 
 PROMPT_TEXT = 48  # rows of a prompt besides its picture
 QWEN_ROWS = 1024  # visual rows of a picture of 896 x 896
-LOGIT_COPIES, MLP_COPIES, HIDDEN_COPIES, SCORE_COPIES = 6, 4, 30, 4
-TARGET_COPIES = 3  # of the target's logits
-BACKWARD = 1.5  # the block's backward pass, over what it keeps from its forward pass
+# Of the weights' size, after a step's gradient: the gradient as it is and clipped, and the new
+# weights, moments and averages beside the old ones.
+UPDATED = 5
 LOGITS_BYTES = 1 << 30
 USABLE = 0.75  # of unified memory, which is what the GPU may take
 # Chip: float16 [TFLOP/s], memory [GB/s], as published.
@@ -43,11 +43,13 @@ class Plan:
 
     Attributes:
         parts: What for -> bytes.
+        grows: Those of them that shrink with the batch.
         step_flops: Floating-point operations of a step.
         answer_bytes: Bytes read to answer one question, by PER_PASS tokens a pass.
     """
 
     parts: Mapping[str, int]
+    grows: tuple[str, ...]
     step_flops: float
     answer_bytes: float
 
@@ -102,38 +104,47 @@ def plan(
     weights = sum(w.size for w in flat(FlashModel(drafter).trainable_parameters()).values())
     proposed = drafter.hidden_size * drafter.num_proposed
     num_rows = PROMPT_TEXT + visual + answer_tokens
-    base = math.ceil(config.batch_size * (answer_tokens - 1) * config.base_share)
-    compressed = PROMPT_TEXT + drafter.latents_of(visual) + answer_tokens
-    per_slot = HIDDEN_COPIES * drafter.hidden_size + MLP_COPIES * drafter.intermediate_size
-    per_slot += SCORE_COPIES * drafter.num_heads * compressed
-    slots = base * drafter.block_size
-    width = size if config.dtype != "float32" else 4
-    block = slots * per_slot * width
-    logits = LOGIT_COPIES * min(base, config.chunk) * drafter.block_size * drafter.num_proposed
-    logits = 4 * (logits + TARGET_COPIES * base * drafter.vocab_size)
-    read = drafter.hidden_size * (1 + NUM_TAPS * drafter.taps)  # of each row of the target
-    hidden = num_rows * read * size  # of one example
+    taught = config.batch_size * (answer_tokens - 1)
+    each = math.ceil((answer_tokens - 1) * config.base_share)
+    sizes = Sizes(
+        sequences=config.batch_size,
+        text=PROMPT_TEXT + answer_tokens - 1,
+        compressed=PROMPT_TEXT + drafter.latents_of(visual) + answer_tokens - 1,
+        base=config.batch_size * round_up(each, 4),
+        chosen=config.batch_size * each,
+        taught=taught,
+    )
+    step = step_arrays(drafter, sizes, config)
+    logits = step["logits"] + step["the line"]
+    read = drafter.hidden_size * (1 + NUM_TAPS * drafter.taps) * size  # of a row of the target
+    batch = config.batch_size * round_up(num_rows, ROUND) * read
+    if config.hidden_noise:
+        batch *= 2
+    slots = sizes.chosen * drafter.block_size
     parts = {
         "target": int(text * wide + vision * (4 if float32 else 2)),
-        "drafter": weights * (4 + (2 if width == 2 else 0))
-        + int(proposed * wide) * (drafter.draft_vocab_size > 0),  # copied from the LM head
-        "gradient": weights * 4,
+        "drafter": weights * (4 + (2 if config.dtype != "float32" else 0)),
         "optimiser": weights * (8 if config.optimizer == "adamw" else 4),
         "average": weights * 4,
-        "hidden states": 2 * config.batch_size * hidden + min(hidden_bytes, num_examples * hidden),
-        "activations": (1 + config.rollout) * int(max(BACKWARD * block, block + logits)),
+        "hidden states": batch
+        + taught * drafter.hidden_size * size
+        + min(hidden_bytes, num_examples * num_rows * read),
+        "logits": logits,
+        "activations": max(sum(step.values()), UPDATED * 4 * weights) - logits,
     }
     flops = 2 * config.batch_size * (num_rows * text + visual * vision)
     flops += 6 * slots * (weights + proposed) * (1 + config.rollout)
     answer = (text * wide) * (answer_tokens / PER_PASS + 1)
-    return Plan(parts, flops * config.accumulate, answer)
+    grows = ("activations",) if sizes.chosen > config.chunk else ("activations", "logits")
+    return Plan(parts, grows, flops * config.accumulate, answer)
 
 
 def chunk_for(drafter: FlashConfig | DecoderConfig) -> int:
     """Return the base rows whose logits are alive at a time, so that they take about 1 GB."""
     slots = drafter.block_size if isinstance(drafter, FlashConfig) else 1
     num_ids = drafter.num_proposed if isinstance(drafter, FlashConfig) else drafter.vocab_size
-    rows = LOGITS_BYTES // (4 * LOGIT_COPIES * slots * num_ids)
+    at_once = LOGITS["distribution"] + 1  # and the next one
+    rows = LOGITS_BYTES // (4 * at_once * slots * num_ids)
     return max(32, min(TrainConfig.chunk, rows))
 
 
@@ -142,10 +153,11 @@ def advice(plan: Plan, config: TrainConfig, memory_bytes: float) -> str:
     room = memory_bytes * USABLE
     if plan.total <= room:
         return "It fits."
-    fixed = plan.total - plan.parts["activations"]
+    growing = sum(plan.parts[name] for name in plan.grows)
+    fixed = plan.total - growing
     if fixed > room:
         return "The target and the drafter alone do not fit: use a target of fewer bits."
-    size = math.floor(config.batch_size * (room - fixed) / plan.parts["activations"])
+    size = math.floor(config.batch_size * (room - fixed) / growing)
     if size < 1:
         return "It does not fit even one example at a time: use a target of fewer bits."
     times = math.ceil(config.batch_size * config.accumulate / size)

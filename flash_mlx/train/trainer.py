@@ -26,6 +26,7 @@ from flash_mlx.draft.config import FlashConfig
 from flash_mlx.draft.kinds import DraftModel
 from flash_mlx.train.config import TrainConfig, make_optimizer, schedule
 from flash_mlx.train.data import ROUND, Batch, Example, fingerprint
+from flash_mlx.train.memory import bounded
 from flash_mlx.train.order import Epochs, TextFirst
 from flash_mlx.train.pupil import pupil_of
 from flash_mlx.train.state import RunState, flat, forget_metrics_after, log_metrics
@@ -252,12 +253,14 @@ class Trainer:
             noisy = with_noise(hidden, batch, config, self._pupil.clean, place)
             parts.append(self._step.gradient(vars(batch.inputs), noisy, taught))
             if len(batches) > 1:
-                mx.eval(parts[-1])  # one batch's activations at a time
+                with bounded(self.model.config, batch.inputs, config):
+                    mx.eval(parts[-1])  # one batch's activations at a time
         losses, agreed, gradients = zip(*parts, strict=True)
         gradient = tree_map(lambda *each: sum(each[1:], start=each[0]) / len(each), *gradients)
         norm = self._step.update(gradient, mx.array(self.step + 1.0))
         loss, agreement = sum(losses) / len(losses), sum(agreed)
-        mx.async_eval(loss, agreement, norm, self.model.state, self._optimizer.state, self._ema)
+        with bounded(self.model.config, batches[0].inputs, config):
+            mx.async_eval(loss, agreement, norm, self.model.state, self._optimizer.state, self._ema)
         if self.step + 1 < config.iterations:  # while the device is at work
             self._ahead = (self.step + 1, self._batches(self.step + 1))
         if not (mx.isfinite(loss) & mx.isfinite(norm)).item():

@@ -1,5 +1,6 @@
 """What a run is said to take, held against what it takes."""
 
+import gc
 import json
 import re
 from dataclasses import replace
@@ -65,7 +66,8 @@ def test_further_passes_and_batches_are_counted():
         estimate(LLAVA_7B, TrainConfig(**changes))
         for changes in ({}, {"rollout": 1}, {"accumulate": 3})
     )
-    assert further.parts["activations"] == 2 * plain.parts["activations"]
+    assert further.parts["activations"] > 1.7 * plain.parts["activations"]
+    assert plain.parts["logits"] <= further.parts["logits"]
     assert further.step_flops > plain.step_flops
     assert more.parts == plain.parts  # one batch after the other
     assert more.step_flops == pytest.approx(3 * plain.step_flops)
@@ -83,23 +85,53 @@ def test_what_does_not_fit_is_told_with_what_does():
     assert "fewer bits" in advice(whole, config, 16e9)
 
 
-@pytest.mark.slow
-def test_the_plan_of_the_demo_is_near_its_measured_peak(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("batch_size", "slots", "tokens", "changes"),
+    [
+        (1, 10, 64, {}),
+        (4, 6, 64, {"base_share": 0.33}),
+        pytest.param(4, 10, 128, {"base_share": 0.33, "rollout": 1}, marks=pytest.mark.slow),
+        pytest.param(12, 10, 128, {"base_share": 0.33}, marks=pytest.mark.slow),
+        pytest.param(12, 16, 96, {"base_share": 0.33}, marks=pytest.mark.slow),
+        pytest.param(12, 16, 96, {"base_share": 0.33, "chunk": 64}, marks=pytest.mark.slow),
+        pytest.param(3, 10, 128, {"optimizer": "adamw"}, marks=pytest.mark.slow),
+        pytest.param(3, 10, 128, {"accumulate": 2}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_plan_of_the_demo_is_near_its_measured_peak(
+    tmp_path: Path, batch_size, slots, tokens, changes
+):
     if not (DEMO / "target" / "config.json").is_file():
         pytest.skip("this tree has no demo")
     random_image(128, 128).save(tmp_path / "a.png")
     model = load(draft="none")
+    gc.collect()  # what other tests had
+    before = mx.get_active_memory()  # the target is in it
     asked = PromptMaker(model.loaded, "").ask_all(find_questions(str(tmp_path)))
-    examples = [Example(asked[0].prompt, tuple(range(5, 133))) for _ in range(3)]
-    config = TrainConfig(iterations=1, batch_size=3)
-    drafter = new_model(model.loaded, drafter_config(model.loaded, "random", {}), "random", 0)
+    examples = [
+        Example(asked[0].prompt, tuple(range(5 + i, 5 + i + tokens))) for i in range(batch_size)
+    ]
+    config = TrainConfig(iterations=2, batch_size=batch_size, **changes)
+    shape = drafter_config(model.loaded, "random", {"block_size": slots})
+    drafter = new_model(model.loaded, shape, "random", 0)
     trainer = Trainer(
         drafter, Teacher.of(model.target, 1 << 30), examples, tmp_path / "run", config
     )
     mx.reset_peak_memory()
     trainer.run()
-    told = estimate(model.config, config, float32=True, tokens=128, examples=3).total
-    assert told == pytest.approx(mx.get_peak_memory(), rel=0.2)
+    peak = mx.get_peak_memory() - before
+    told = plan(
+        model.config,
+        shape,
+        config,
+        answer_tokens=tokens,
+        hidden_bytes=1 << 30,
+        num_examples=batch_size,
+        float32=True,
+    )
+    weights = sum(w.nbytes for _, w in tree_flatten(model.target.model.parameters()))
+    assert told.parts["target"] == pytest.approx(weights, rel=0.02)
+    assert told.total - told.parts["target"] == pytest.approx(peak, rel=0.12)
 
 
 def test_a_large_vocabulary_is_read_in_pieces():
