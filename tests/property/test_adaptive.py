@@ -523,6 +523,25 @@ def test_a_pause_is_as_long_as_was_decided_and_then_all_of_it_is_read() -> None:
     assert useless.rows_at[0] == 20  # the prompt's last one, and those of the pause
 
 
+@pytest.mark.parametrize("budget", [15, 40], ids=["within", "after"])
+def test_the_text_of_a_pause_is_heard_when_it_is_looked_up(budget: int) -> None:
+    class Watched(AdaptiveDrafter):
+        def extend(self, hidden: mx.array, tokens: tuple[int, ...], state: Any) -> Any:
+            states.append(super().extend(hidden, tokens, state))
+            return states[-1]
+
+    states: list[Any] = []
+    target, lookup, memory = target_of(2), NgramDrafter(), Memory(pausing("middling", 20), 1)
+    drafter = Watched(flash(2, "in turn"), costs_of("middling"), lookup=lookup, memory=memory)
+    rounds = rounds_of(target, drafter, budget)
+    said = tuple(token for each in rounds for token in each.tokens)
+    prompt, hidden = Prompt((1, 2, 3)), mx.zeros((3, 1))
+    expected = lookup.extend(hidden, said, lookup.read(prompt, 0, hidden, None))
+    heard = drafter._heard(states[-1])
+    assert heard is not None
+    assert (heard.length, heard.drafts) == (expected.length, expected.drafts)
+
+
 def test_a_drafter_that_did_not_pay_reads_a_prompt_only_for_a_draft() -> None:
     target, memory = target_of(2), Memory()
     useless = Counted(target)
