@@ -44,12 +44,15 @@ class Plan:
     Attributes:
         parts: What for -> bytes.
         grows: Those of them that shrink with the batch.
+        update: Bytes of the step's end, when logits and activations have gone; what exceeds theirs
+            is a part.
         step_flops: Floating-point operations of a step.
         answer_bytes: Bytes read to answer one question, by PER_PASS tokens a pass.
     """
 
     parts: Mapping[str, int]
     grows: tuple[str, ...]
+    update: int
     step_flops: float
     answer_bytes: float
 
@@ -115,7 +118,7 @@ def plan(
         taught=taught,
     )
     step = step_arrays(drafter, sizes, config)
-    logits = step["logits"] + step["the line"]
+    logits, update = step["logits"] + step["the line"], UPDATED * 4 * weights
     read = drafter.hidden_size * (1 + NUM_TAPS * drafter.taps) * size  # of a row of the target
     batch = config.batch_size * round_up(num_rows, ROUND) * read
     if config.hidden_noise:
@@ -130,13 +133,14 @@ def plan(
         + taught * drafter.hidden_size * size
         + min(hidden_bytes, num_examples * num_rows * read),
         "logits": logits,
-        "activations": max(sum(step.values()), UPDATED * 4 * weights) - logits,
+        "activations": sum(step.values()) - logits,
+        "update": max(update - sum(step.values()), 0),
     }
     flops = 2 * config.batch_size * (num_rows * text + visual * vision)
     flops += 6 * slots * (weights + proposed) * (1 + config.rollout)
     answer = (text * wide) * (answer_tokens / PER_PASS + 1)
     grows = ("activations",) if sizes.chosen > config.chunk else ("activations", "logits")
-    return Plan(parts, grows, flops * config.accumulate, answer)
+    return Plan(parts, grows, update, flops * config.accumulate, answer)
 
 
 def chunk_for(drafter: FlashConfig | DecoderConfig) -> int:
@@ -154,10 +158,12 @@ def advice(plan: Plan, config: TrainConfig, memory_bytes: float) -> str:
     if plan.total <= room:
         return "It fits."
     growing = sum(plan.parts[name] for name in plan.grows)
-    fixed = plan.total - growing
-    if fixed > room:
+    step = sum(plan.parts[name] for name in ("logits", "activations", "update"))
+    fixed = plan.total - step
+    if fixed + plan.update > room:
         return "The target and the drafter alone do not fit: use a target of fewer bits."
-    size = math.floor(config.batch_size * (room - fixed) / growing)
+    constant = fixed + ("logits" not in plan.grows) * plan.parts["logits"]
+    size = math.floor(config.batch_size * (room - constant) / growing)
     if size < 1:
         return "It does not fit even one example at a time: use a target of fewer bits."
     times = math.ceil(config.batch_size * config.accumulate / size)
