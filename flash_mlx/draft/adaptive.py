@@ -251,7 +251,7 @@ class ReadingAdaptiveDrafter(AdaptiveDrafter):
         kept = () if state is None else state.prompt
         if isinstance(self.drafter, ReadingDrafter):
             kept = (*kept, (replace(prompt, inputs={}), start, hidden))  # no pixels
-            if not self._rests(len(prompt)) or sum(rows.size for _, _, rows in kept) > KEPT:
+            if not self._rests() or sum(rows.size for _, _, rows in kept) > KEPT:
                 for piece in kept:
                     main = self.drafter.read(*piece, main)
                 kept = ()
@@ -261,11 +261,14 @@ class ReadingAdaptiveDrafter(AdaptiveDrafter):
             lookup = self.lookup.read(prompt, start, hidden, lookup)
         return AdaptiveState(main, Log(), lookup, Log(), len(prompt), kept)
 
-    def _rests(self, num_rows: int) -> bool:
-        """Whether greedy texts of late say that a new one is hardly drafted for."""
+    def _rests(self) -> bool:
+        """Whether greedy texts of late say that a new one is hardly drafted for.
+
+        By the last one's costs: the target is reading, which is no time to measure others.
+        """
         if self.memory is None or self.memory.last is None:
             return False
-        pace = self.memory.carried(self.costs(num_rows, greedy=True), late=True)
+        pace = self.memory.carried(self.memory.last[0].pace.costs, late=True)
         return pace is not None and pace.rests
 
     def rewind(self, state: AdaptiveState, rows: int) -> AdaptiveState:

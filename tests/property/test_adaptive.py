@@ -354,10 +354,13 @@ def test_a_sampled_text_does_not_depend_on_earlier_texts() -> None:
     target, memory, sampler = target_of(1), Memory(), Sampler(temperature=1)
     drafter = remembering(flash(1, "in turn"), "middling", memory)
     before = generate(target, drafter, (1, 2), 40, sampler=sampler)
+    assert memory.last is None  # nor do later texts depend on it
     for prompt in ((3,), (4, 5)):
         generate(target, drafter, prompt, 40)
-    assert memory.last is not None
+    known = memory.last
+    assert known is not None
     assert generate(target, drafter, (1, 2), 40, sampler=sampler) == before
+    assert memory.last is known
 
 
 def pausing(curve: str, wait: int) -> tuple[Offer, tuple[int, ...]]:
@@ -504,7 +507,8 @@ def test_a_pause_asks_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds = rounds_of(target, drafter, 80)[1:]
     assert [len(each.tokens) for each in rounds] == [1] * 79
     assert all(each.parked for each in rounds)
-    assert asked == {"costs": 2, "paces": 2, "lists": asked["lists"]}  # for the prompt, the pause
+    # The pace is asked for by the prompt and by the pause, costs by the pause alone.
+    assert asked == {"costs": 1, "paces": 2, "lists": asked["lists"]}
     assert len(asked["lists"]) <= 2  # before the first round, and after
     assert (useless.prompts, useless.rows, useless.drafts) == (0, 0, 0)
     assert memory.paused == 79
