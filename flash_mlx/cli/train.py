@@ -157,7 +157,7 @@ def _settings(
     "--learning-rate",
     type=float,
     callback=above(0),
-    help="Default: the preset's; with --init-from a tenth of it.",
+    help="Default: the preset's; with --init-from one for going on.",
 )
 @click.option(
     "--validate-every",

@@ -14,7 +14,7 @@ from flash_mlx.cli import run
 from flash_mlx.loading import DEMO, load
 from flash_mlx.train import Example, Teacher, TrainConfig, Trainer
 from flash_mlx.train.answers import PromptMaker
-from flash_mlx.train.config import configure
+from flash_mlx.train.config import GOING_ON, PRESET_OF, PRESETS, configure
 from flash_mlx.train.initial import STARTS, default_config, drafter_config, new_model
 from flash_mlx.train.plan import advice, chunk_for, plan, text_sizes
 from flash_mlx.train.source import find_questions
@@ -214,3 +214,12 @@ def test_a_new_drafter_begins_where_it_is_told(start, loaded):
 
 def test_settings_of_methods_differ():
     assert len({repr(configure(name)) for name in ("ours", "flash", "msd", "vispec")}) == 4
+
+
+def test_each_preset_has_a_rate_for_going_on():
+    assert GOING_ON.keys() == PRESETS.keys()
+    assert all(
+        GOING_ON[name] >= configure(name).learning_rate
+        for name in PRESET_OF.values()
+        if name != "ours"
+    )
