@@ -10,7 +10,8 @@ holds up to 60% more than the step needs (measured). `bounded` lets it hold what
 Shapes:
     B: sequences.    R: rows of text.    S: rows of a compressed sequence.    Q: base rows.
     n: base rows that are not padding.    m: rows that teach.    k: slots.    D: hidden size.
-    V: vocabulary.    H, Dh: heads and their width.    F: width of the MLP.    W: of the recurrence.
+    V: vocabulary.    U: tokens that the drafter may propose.    H, Dh: heads and their width.
+    F: width of the MLP.    W: of the recurrence.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from flash_mlx.draft.decoder import DecoderConfig
 from flash_mlx.train.config import TrainConfig
 from flash_mlx.train.data import Inputs, Taught
 
-# [rows, k, V] arrays at the peak. All have p at the slot's token and the logits or the drafter's q;
+# [rows, k, U] arrays at the peak. All have p at the slot's token and the logits or the drafter's q;
 # besides, the product that is summed, and the change of the logits or of q.
 LOGITS = {"hidden": 2, "distribution": 4, "argmax": 3, "acceptance": 4, "variation": 5}
 LOGITS |= {"hybrid": 7, "ranking": 2}
@@ -85,7 +86,7 @@ def step_arrays(drafter: FlashConfig, sizes: Sizes, config: TrainConfig) -> Mapp
         config: How to train.
     """
     slots, width = sizes.chosen * drafter.block_size, 4 if config.dtype == "float32" else 2
-    passes, vocab_size = 1 + config.rollout, drafter.num_proposed
+    passes, proposed = 1 + config.rollout, drafter.num_proposed
     at_once = min(sizes.chosen, config.chunk) * drafter.block_size
     weights = vars(config.losses)
     logits = max([2, *(count for name, count in LOGITS.items() if weights[name])]) * at_once
@@ -95,10 +96,12 @@ def step_arrays(drafter: FlashConfig, sizes: Sizes, config: TrainConfig) -> Mapp
     heads = HEADS * drafter.head_dim + SCORES * attended
     later = sizes.chosen * (drafter.block_size - 1)
     text = sizes.sequences * sizes.text * drafter.hidden_size
+    whole = drafter.vocab_size if drafter.draft_vocab_size else 0
     return {
-        "logits": 4 * logits * vocab_size,
-        "the line": 4 * at_once * vocab_size,  # the largest array, which is there before its turn
-        "target's distributions": 4 * sizes.taught * vocab_size,
+        "logits": 4 * logits * proposed,
+        "the line": 4 * at_once * proposed,  # the largest array, which is there before its turn
+        "target's distributions": 4 * sizes.taught * proposed,
+        "what they are chosen from": 4 * sizes.taught * whole,
         "slots": passes * width * slots * HIDDEN * drafter.hidden_size,
         "MLP": passes * width * slots * MLP * drafter.intermediate_size,
         "attention": passes * width * sizes.base * drafter.block_size * drafter.num_heads * heads,

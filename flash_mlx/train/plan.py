@@ -126,7 +126,8 @@ def plan(
     slots = sizes.chosen * drafter.block_size
     parts = {
         "target": int(text * wide + vision * (4 if float32 else 2)),
-        "drafter": weights * (4 + (2 if config.dtype != "float32" else 0)),
+        "drafter": weights * (4 + (2 if config.dtype != "float32" else 0))
+        + int(proposed * wide) * (drafter.draft_vocab_size > 0),  # copied from the LM head
         "optimiser": weights * (8 if config.optimizer == "adamw" else 4),
         "average": weights * 4,
         "hidden states": batch

@@ -7,20 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 import pytest
 from mlx.utils import tree_flatten
 
 from flash_mlx.cli import run
+from flash_mlx.draft import FlashModel
 from flash_mlx.loading import DEMO, load
+from flash_mlx.targets.head import Head
 from flash_mlx.train import Example, Teacher, TrainConfig, Trainer
 from flash_mlx.train.answers import PromptMaker
 from flash_mlx.train.config import GOING_ON, PRESET_OF, PRESETS, configure
 from flash_mlx.train.initial import STARTS, default_config, drafter_config, new_model
+from flash_mlx.train.memory import Sizes, step_arrays
 from flash_mlx.train.plan import advice, chunk_for, plan, text_sizes
 from flash_mlx.train.source import find_questions
 from flash_mlx.train.traffic import TRAFFIC
+from flash_reference import SMALL
 from tiny import random_image
-from training import parameters
+from toy import ToyTarget
+from training import EXAMPLES, parameters
 
 LLAVA_7B = {
     "text_config": {"model_type": "llama", "vocab_size": 32064},  # as published
@@ -34,10 +40,10 @@ LLAVA_7B = {
 }
 
 
-def estimate(target, config, float32=False, tokens=256, examples=100):
+def estimate(target, config, float32=False, tokens=256, examples=100, sizes=None):
     return plan(
         target,
-        default_config(*text_sizes(target), {}),
+        default_config(*text_sizes(target), sizes or {}),
         config,
         answer_tokens=tokens,
         hidden_bytes=1 << 30,
@@ -132,6 +138,34 @@ def test_the_plan_of_the_demo_is_near_its_measured_peak(
     weights = sum(w.nbytes for _, w in tree_flatten(model.target.model.parameters()))
     assert told.parts["target"] == pytest.approx(weights, rel=0.02)
     assert told.total - told.parts["target"] == pytest.approx(peak, rel=0.12)
+
+
+@pytest.mark.parametrize("size", [0, 64, 20000])
+def test_a_step_is_counted_whatever_may_be_proposed(tmp_path: Path, size: int):
+    target = ToyTarget(vocab_size=60000)
+    layer = nn.Linear(16, 60000, bias=False)
+    layer.weight = mx.contiguous(target.head.T)
+    teacher = replace(Teacher.of(target), lm_head=Head(layer))
+    shape = replace(SMALL, vocab_size=60000, draft_vocab_size=size)
+    config = configure("ours", {"iterations": 2, "batch_size": 4})
+    trainer = Trainer(FlashModel(shape), teacher, EXAMPLES, tmp_path, config)
+    (batch,) = trainer._batches(0)
+    mx.eval(layer.parameters(), teacher.hidden(batch))
+    counted = sum(step_arrays(shape, Sizes.of(batch.inputs), config).values())
+    gc.collect()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    trainer._train_step()
+    assert counted == pytest.approx(mx.get_peak_memory() - before, rel=0.12)
+
+
+def test_rows_that_are_copied_for_a_draft_vocabulary_are_counted():
+    plain, some = (
+        estimate(LLAVA_7B, TrainConfig(), float32=True, sizes={"draft_vocab_size": size})
+        for size in (0, 8000)
+    )
+    assert some.parts["drafter"] - plain.parts["drafter"] == 4 * 8000 * 4096
+    assert some.total < plain.total
 
 
 def test_a_large_vocabulary_is_read_in_pieces():
