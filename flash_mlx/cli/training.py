@@ -23,7 +23,7 @@ from flash_mlx.draft import FlashModel
 from flash_mlx.loading import Model, read_by
 from flash_mlx.train import Example, Teacher, TrainConfig, Trainer, TrainingCallback
 from flash_mlx.train.card import Facts, write_card
-from flash_mlx.train.config import GOING_ON, PRESET_OF, configure
+from flash_mlx.train.config import PRESET_OF, configure, rate_for_going_on
 from flash_mlx.train.features import FeatureCache
 from flash_mlx.train.folder import PLOT, RUN, check, claim, describe_target
 from flash_mlx.train.initial import BEST_START, propose_frequent
@@ -176,7 +176,7 @@ def settings(
     if options["learning_rate"]:
         changes["learning_rate"] = options["learning_rate"]
     elif begin is not None:
-        changes["learning_rate"] = GOING_ON[preset]
+        changes["learning_rate"] = rate_for_going_on(preset, begin.config.hidden_size)
     sizes = {"draft_vocab_size": options["draft_vocab"]} if options["draft_vocab"] else {}
     for name, value in options["settings"].items():
         if name in ("drafter.hidden_size", "drafter.vocab_size"):

@@ -17,7 +17,7 @@ from flash_mlx.loading import DEMO, load
 from flash_mlx.targets.head import Head
 from flash_mlx.train import Example, Teacher, TrainConfig, Trainer
 from flash_mlx.train.answers import PromptMaker
-from flash_mlx.train.config import GOING_ON, PRESET_OF, PRESETS, configure
+from flash_mlx.train.config import GOING_ON, PRESETS, configure, rate_for_going_on
 from flash_mlx.train.initial import STARTS, default_config, drafter_config, new_model
 from flash_mlx.train.memory import Sizes, step_arrays
 from flash_mlx.train.plan import advice, chunk_for, plan, text_sizes
@@ -252,8 +252,6 @@ def test_settings_of_methods_differ():
 
 def test_each_preset_has_a_rate_for_going_on():
     assert GOING_ON.keys() == PRESETS.keys()
-    assert all(
-        GOING_ON[name] >= configure(name).learning_rate
-        for name in PRESET_OF.values()
-        if name != "ours"
-    )
+    assert rate_for_going_on("eagle", 4096) == configure("eagle").learning_rate
+    assert rate_for_going_on("eagle", 192) > 20 * configure("eagle").learning_rate
+    assert rate_for_going_on("ours", 192) == rate_for_going_on("ours", 4096)
