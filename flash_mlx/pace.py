@@ -211,7 +211,7 @@ class Pace:
             if cost <= most:
                 plans.append((tokens, cost, depth))
         best = max(plans, key=lambda plan: plan[0] - worth * plan[1])
-        if not best[2]:  # what was gained so far may have been luck
+        if best[0] <= best[1]:  # what was gained so far may have been luck
             best = max(plans, key=lambda plan: plan[0] / plan[1])
         return best[2] if best[0] > best[1] else 0
 

@@ -24,6 +24,7 @@ import mlx.core as mx
 import numpy as np
 
 from answers import moments_of, picture_of
+from clip_language import VIDEO_PROMPTS
 from flash_mlx.checkpoint import load_model
 from flash_mlx.draft import FlashModel
 from flash_mlx.draft.drafter import FlashDrafter
@@ -40,8 +41,8 @@ TUNING = 31_000_000  # scenes on which training is watched; never reported
 
 
 def family_of(prompt: str) -> str:
-    """One of `PROMPT_FAMILIES`; lists are questions too."""
-    return PROMPT_FAMILIES[prompt not in CAPTION_PROMPTS + BRIEF_PROMPTS]
+    """One of `PROMPT_FAMILIES`; lists, and what happens in a clip, are questions too."""
+    return PROMPT_FAMILIES[prompt not in CAPTION_PROMPTS + BRIEF_PROMPTS + VIDEO_PROMPTS]
 
 
 def read_examples(

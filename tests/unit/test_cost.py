@@ -248,6 +248,16 @@ def test_forecasts_are_corrected_by_how_far_off_earlier_ones_were() -> None:
     assert wrong.correct(0.9) == pytest.approx(0.9, abs=0.05)
 
 
+def test_what_was_gained_so_far_does_not_park_a_block_that_pays() -> None:
+    """Where it would pick a first draft that does not, as the round's own time is dear."""
+    costs = Costs(1.0, ((1, 1.2), (2, 1.2), (7, 1.95)), ((1, 0.05), (6, 0.15)))
+    rates = {("draft", slot): Rate(1000, 200 if slot == 0 else 999, 0) for slot in range(6)}
+    pace = Pace(costs, rates, tokens=500, spent=400, gained=40, paid=20, depth=10)
+    assert 1 + sum(pace.hopes(1)) < costs.ahead(1)
+    assert 1 + sum(pace.hopes(6)) > costs.ahead(6)
+    assert pace.reach(6) == 6
+
+
 def test_what_is_looked_up_is_what_is_computed() -> None:
     costs = Costs(0.5, ((1, 0.5), (3, 1.0), (5, 1.5)), ((2, 0.1), (4, 0.2)))
     for depth in (0, 1, 3, 63, 64, 65, 200):

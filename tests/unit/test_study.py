@@ -228,3 +228,27 @@ def test_what_is_held_out_of_clips_has_three_pictures_and_asks_about_them(study,
         assert [len(prompt.image_spans) for prompt in prompts] == [3, 3, 3]
         last = model.loaded.processor.tokenizer.decode(list(prompts[2].tokens))
         assert any(each in last for each in study_data.STEPS_PROMPTS) == (family == "question")
+
+
+def test_answers_to_other_families_of_prompts_are_left_out(study, tmp_path):
+    model, _, _, (_, _, study_data, _), _ = study
+    of_family = {
+        "captions": [study_data.CAPTION_PROMPTS[0], study_data.BRIEF_PROMPTS[0]],
+        "questions": [study_data.LIST_PROMPTS[0], "How many objects are there?"],
+    }
+    rows = [
+        {"scene": 31_000_000, "prompt": prompt, "answer": [37, 2]}
+        for prompts in of_family.values()
+        for prompt in prompts
+    ]
+    rows.append({"clip": 71_000_000, "prompt": study_data.VIDEO_PROMPTS[0], "answer": [37, 2]})
+    file = tmp_path / "answers.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    pictures = {
+        family: sorted(
+            len(group[0].prompt.image_spans)
+            for group in study_data.read_examples(model.loaded, file, [family])
+        )
+        for family in of_family
+    }
+    assert pictures == {"captions": [1, 1, 3], "questions": [1, 1]}
