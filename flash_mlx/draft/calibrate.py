@@ -39,9 +39,11 @@ ROWS = (1, 2, 3, 4, 6, 8, 12, 16)
 MORE_ROWS = (24, 32)  # where 16 rows cost less than twice one
 CONTEXTS = (256, 1024, 4096, 8192)  # rows in the cache
 BUDGET = 0.3  # for each of rounds and drafts, beyond the least that must be measured [s]
+PATIENCE = 1.0  # instead of it, while the best two times of a point are not alike [s]
+ALIKE = 1.1  # the second-best time of a point over its best
 LEAST_TURNS, MOST_TURNS = 3, 12  # the first is a warm-up
 LONGEST = 2.0  # for all of a curve, after which the machine must be busy with something else [s]
-NOISE = 1.5  # the second-best time of a point over its best; more is not worth remembering
+NOISE = 1.5  # likewise; what is above it is not worth remembering
 SPARE_ROWS = 8  # of the context, for the tokens that a measurement emits
 TOO_DEAR = 4  # times one row: more rows than those that cost this never pay
 PLAIN_TOKENS = 4
@@ -167,7 +169,8 @@ def fastest(runs: Mapping[int, Callable[[], float]]) -> tuple[dict[int, float], 
         if turn == 1:
             start = time.perf_counter()  # what is done once and never again does not count
         spent = time.perf_counter() - start
-        if turn > 1 and spent > (LONGEST if turn < LEAST_TURNS else BUDGET):
+        enough = LONGEST if turn < LEAST_TURNS else BUDGET if _spread(times) <= ALIKE else PATIENCE
+        if turn > 1 and spent > enough:
             break
         for count in list(runs if turn < 2 else times):
             seconds = runs[count]()
@@ -176,9 +179,14 @@ def fastest(runs: Mapping[int, Callable[[], float]]) -> tuple[dict[int, float], 
             dear = turn == 1 and seconds > TOO_DEAR * min(map(min, times.values()))
             if dear or time.perf_counter() - start > LONGEST:
                 break
-    best = {count: sorted(each) for count, each in times.items()}
-    steady = all(len(each) > 1 and each[1] <= NOISE * each[0] for each in best.values())
-    return {count: each[0] for count, each in best.items()}, steady
+    return {count: min(each) for count, each in times.items()}, _spread(times) <= NOISE
+
+
+def _spread(times: Mapping[int, list[float]]) -> float:
+    """Return the second-best time over the best, of the point where that is most."""
+    best = (sorted(each) for each in times.values())
+    apart = (each[1] / each[0] if len(each) > 1 else math.inf for each in best)
+    return max(apart, default=math.inf)
 
 
 def _drafts(drafter: Drafter[Any], hidden_size: int) -> dict[int, Callable[[], float]]:
