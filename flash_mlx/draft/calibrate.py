@@ -1,9 +1,9 @@
 """Measuring what rounds and drafts cost here, once, and remembering it.
 
-Measured is the loop itself: rounds of `decode` on a cache of zeros, with junk drafts. That takes a
-fraction of a second. What was found is stored, one small file for each machine, model, precision
-and range of context lengths, and whoever stored it first is believed: two processes that measure
-at once then go on alike, and a sampled text is the same the next time.
+Measured is the loop itself: rounds of `decode` on a cache of zeros, with junk drafts. That takes
+less than a second, or two where times scatter. What was found is stored, one small file for each
+machine, model, precision and range of context lengths, and whoever stored it first is believed:
+two processes that measure at once then go on alike, and a sampled text is the same the next time.
 
 Shapes:
     V: vocabulary.    D: hidden size.    m: rows of a tree.
@@ -38,8 +38,8 @@ from flash_mlx.tree import DraftTree, Topology
 ROWS = (1, 2, 3, 4, 6, 8, 12, 16)
 MORE_ROWS = (24, 32)  # where 16 rows cost less than twice one
 CONTEXTS = (256, 1024, 4096, 8192)  # rows in the cache
-BUDGET = 0.3  # for each of rounds and drafts, beyond the least that must be measured [s]
-PATIENCE = 1.0  # instead of it, while the best two times of a point are not alike [s]
+BUDGET = 0.1  # for each of rounds and drafts, beyond the least that must be measured [s]
+PATIENCE = 0.5  # instead of it, while the best two times of a point are not alike [s]
 ALIKE = 1.1  # the second-best time of a point over its best
 LEAST_TURNS, MOST_TURNS = 3, 12  # the first is a warm-up
 LONGEST = 2.0  # for all of a curve, after which the machine must be busy with something else [s]

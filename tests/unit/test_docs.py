@@ -44,4 +44,13 @@ def test_flags_that_the_pages_name_exist() -> None:
 
 
 # Of pip, of the scripts in `examples`, or of click itself.
-ELSEWHERE = {"--count", "--output", "--clips", "--help", "--folder", "--pictures", "--sizes"}
+ELSEWHERE = {
+    "--count",
+    "--output",
+    "--clips",
+    "--help",
+    "--folder",
+    "--pictures",
+    "--questions",
+    "--sizes",
+}
