@@ -5,9 +5,10 @@ r"""What each choice is worth: trains variants on one budget, measures them by d
     python study.py --output runs/study --report
 
 Answers about clips (`answers.py --clips`) make a study of their own, of prompts with three
-pictures, in a folder of its own. One process does all: the target's states are computed once. A row
-of `rows.jsonl` is a run; what has a row is not run again. The first seed of all comes before the
-second of any; what stands with one seed alone is not told from chance there.
+pictures, in a folder of its own (`--only latents`, say: the data set's own answers are about scenes
+alone). One process does all: the target's states are computed once. A row of `rows.jsonl` is a run;
+what has a row is not run again. The first seed of all comes before the second of any; what stands
+with one seed alone is not told from chance there.
 """
 
 from __future__ import annotations
