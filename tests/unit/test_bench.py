@@ -301,6 +301,6 @@ def test_a_command_that_fails_says_why_and_writes_no_report(
 
 def test_later_drafters_are_named_as_the_first_one_is(tiny_llava: Path) -> None:
     model = load(tiny_llava, "none")
-    found = cli.bench._drafters(model, ["none", "auto"], ["tree"], 2)
+    found = cli.bench._drafters(model, ["none", "auto"], [2])
     assert list(found) == ["ngram"]
     assert found["ngram"].num_drafts == 2
