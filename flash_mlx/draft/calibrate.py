@@ -1,7 +1,7 @@
 """Measuring what rounds and drafts cost here, once, and remembering it.
 
-Measured is the loop itself: rounds of `decode` on a cache of zeros, with junk drafts. That takes
-less than a second, or two where times scatter. What was found is stored, one small file for each
+Measured is the loop itself: rounds of `decode` on a cache of zeros, with junk drafts, for longer
+where times scatter (`BUDGET`, `PATIENCE`). What was found is stored, one small file for each
 machine, model, precision and range of context lengths, and whoever stored it first is believed:
 two processes that measure at once then go on alike, and a sampled text is the same the next time.
 
